@@ -1,0 +1,49 @@
+# Everything happens in .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# This build also runs without a GPU. Any torch from 2.6 on will do: make setup TORCH="torch==2.8.0"
+TORCH ?= torch==2.13.0
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
+.PHONY: demo test lint serve bench setup setup-dev format clean
+
+demo: setup  ## from nothing to a tuned model that answers
+	$(BIN)/tunekeeper demo
+
+test: setup-dev  ## the whole suite
+	$(BIN)/python -m pytest
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+serve: setup  ## the API on http://127.0.0.1:8000/v1
+	$(BIN)/tunekeeper serve
+
+bench: setup-dev  ## every published figure, beside its rival
+	$(PIP) trl==1.16.0 datasets
+	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.serve
+
+format: setup-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(VENV)/.installed
+setup-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)"
+	$(PIP) --editable ".[train,demo]"
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable ".[train,demo,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-report .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,135 @@
+"""Settings: `tunekeeper.toml` in the home directory, overridden by TUNEKEEPER_* variables; read once, passed down.
+
+[server]
+port = 8000
+[aliases]
+"gpt-4o-mini-2024-07-18" = "smollm2-135m"
+[[upstreams]]
+name = "vllm"
+base_url = "http://127.0.0.1:8001/v1"
+models = ["qwen3-8b"]          # empty: ask the upstream
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tunekeeper.errors import InvalidConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upstream:
+    """An OpenAI-compatible server whose models are served as ours."""
+
+    name: str
+    base_url: str
+    models: tuple[str, ...] = ()
+    """Empty: every model that the upstream lists."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; the key itself is never in a file."""
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Everything that an operator can set. Each field: TUNEKEEPER_<NAME>, or [server] <name> in tunekeeper.toml."""
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    organization: str = "tunekeeper"
+    """The `org` part of a tuned model's id, and `organization_id` of a job."""
+    max_file_bytes: int = 512 * 1024**2
+    """Largest file through POST /files."""
+    max_upload_bytes: int = 8 * 1024**3
+    """Largest file through /uploads."""
+    max_part_bytes: int = 64 * 1024**2
+    max_body_bytes: int = 16 * 1024**2
+    """Largest JSON body."""
+    min_examples: int = 10
+    lease_s: float = 30.0
+    """A worker that is silent for so long has lost its job to the next one."""
+    keep_checkpoints: int = 0
+    """How many checkpoints of a job are kept as models; 0 keeps all."""
+    max_concurrent_requests: int = 32
+    """Sequences that the embedded engine decodes together."""
+    max_waiting_requests: int = 256
+    """Requests that may wait for the engine; above it, 429."""
+    max_loaded_bases: int = 2
+    cache_tokens: int = 65536
+    """Tokens in the engine's key-value cache."""
+    dtype: str = "auto"
+    """fp32, bf16, or auto: bf16 only where this processor multiplies it faster."""
+    threads: int = 0
+    """CPU threads of the engine and of training; 0: all cores."""
+    price_per_hour: float = 0.0
+    """What an hour of this machine costs, for estimates."""
+    currency: str = "USD"
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    upstreams: tuple[Upstream, ...] = ()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in {"127.0.0.1", "::1", "localhost"}
+
+
+def default_home() -> Path:
+    """TUNEKEEPER_HOME, or ~/.tunekeeper."""
+    return Path(os.environ.get("TUNEKEEPER_HOME") or Path.home() / ".tunekeeper").expanduser()
+
+
+def load_settings(home: Path | None = None, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read the home directory's tunekeeper.toml, then the environment, then `overrides`; raises InvalidConfig."""
+    home = (home or default_home()).expanduser().resolve()
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    path = home / "tunekeeper.toml"
+    if path.exists():
+        values = _from_toml(path)
+    for f in fields(Settings):
+        raw = environ.get(f"TUNEKEEPER_{f.name.upper()}")
+        if raw is not None and f.name not in {"home", "aliases", "upstreams"}:
+            values[f.name] = _convert(f.name, raw, f"the variable TUNEKEEPER_{f.name.upper()}")
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    return Settings(home=home, **values)
+
+
+def _from_toml(path: Path) -> dict[str, Any]:
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{path} is not valid TOML: {error}. Correct the file.") from error
+    unknown = sorted(set(data) - {"server", "aliases", "upstreams"})
+    if unknown:
+        raise InvalidConfig(
+            f"{path} has an unknown section [{unknown[0]}]; known are server, aliases, upstreams.",
+            param=unknown[0],
+        )
+    server: dict[str, Any] = data.get("server", {})
+    values = {name: _convert(name, value, f"[server] in {path}") for name, value in server.items()}
+    values["aliases"] = {str(name): str(target) for name, target in data.get("aliases", {}).items()}
+    values["upstreams"] = tuple(_upstream(entry, path) for entry in data.get("upstreams", []))
+    return values
+
+
+def _upstream(entry: Mapping[str, Any], path: Path) -> Upstream:
+    known = {f.name for f in fields(Upstream)}
+    unknown = sorted(set(entry) - known)
+    if unknown or not {"name", "base_url"} <= set(entry):
+        raise InvalidConfig(f"{path}: an [[upstreams]] entry needs name and base_url, and knows only {sorted(known)}.")
+    return Upstream(**{**entry, "models": tuple(entry.get("models", ()))})
+
+
+def _convert(name: str, value: Any, where: str) -> Any:
+    kinds = {f.name: f.type for f in fields(Settings)}
+    kind = kinds.get(name)
+    if kind not in (int, float, str):
+        raise InvalidConfig(f"{where} has an unknown setting {name!r}.", param=name)
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise InvalidConfig(f"{where}: {name} is {value!r}, which is no {kind.__name__}.", param=name) from error

@@ -1,0 +1,196 @@
+"""The nouns of Tunekeeper, as frozen dataclasses: what storage keeps and every layer speaks of.
+
+Times are whole Unix seconds. `dict` fields hold JSON as the client sent it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Json = dict[str, Any]
+Message = dict[str, Any]
+"""A chat message in OpenAI's form: role, content, and what belongs to the role."""
+
+Purpose = Literal[
+    "assistants", "batch", "fine-tune", "vision", "user_data", "evals", "fine-tune-results", "batch_output"
+]
+FileStatus = Literal["uploaded", "processed", "error"]
+JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
+ModelKind = Literal["base", "adapter", "full"]
+EventLevel = Literal["info", "warn", "error"]
+JobRequest = Literal["cancel", "pause"]
+
+TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+"""Job states that no longer change."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    """An uploaded or produced file; its bytes lie in the blob store under `sha256`."""
+
+    id: str
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    sha256: str
+    status: FileStatus = "uploaded"
+    status_details: str | None = None
+    expires_at: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """A file that arrives in parts."""
+
+    id: str
+    created_at: int
+    filename: str
+    bytes: int
+    purpose: str
+    mime_type: str
+    status: UploadStatus
+    expires_at: int
+    file_id: str | None = None
+    file_expires_after_s: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UploadPart:
+    """One part of an upload; parts may arrive in any order."""
+
+    id: str
+    upload_id: str
+    created_at: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A base model, or one that a job made, under the id that requests name."""
+
+    id: str
+    created_at: int
+    kind: ModelKind
+    path: str
+    """Directory, relative to the home directory or absolute: weights of a base, adapter files of an adapter."""
+    base: str
+    """Id of the base model under it; a base names itself."""
+    owned_by: str = "tunekeeper"
+    parent: str | None = None
+    """The model that the job started from."""
+    job_id: str | None = None
+    step: int | None = None
+    """Set for a checkpoint: the training step that it was taken at."""
+    info: Json = field(default_factory=dict)
+    """What else is known: context_window, license, architecture, parameters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One fine-tuning run. `method` holds what was asked; `resolved` the numbers that it came to."""
+
+    id: str
+    created_at: int
+    model: str
+    training_file: str
+    method: Json
+    seed: int
+    status: JobStatus = "validating_files"
+    validation_file: str | None = None
+    suffix: str | None = None
+    metadata: dict[str, str] | None = None
+    integrations: list[Json] | None = None
+    resolved: Json | None = None
+    estimate: Json | None = None
+    finished_at: int | None = None
+    fine_tuned_model: str | None = None
+    result_file: str | None = None
+    trained_tokens: int | None = None
+    error: Json | None = None
+    """`{code, message, param, details?}` of a failed job."""
+    estimated_finish: int | None = None
+    request: JobRequest | None = None
+    """What a client asked of a running job; the worker answers it between two steps."""
+    step: int = 0
+    total_steps: int | None = None
+    attempts: int = 0
+    lease_owner: str | None = None
+    lease_expires_at: float | None = None
+    extra: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One line of a job's history; `data` holds the numbers of a metrics event."""
+
+    id: str
+    job_id: str
+    created_at: int
+    level: EventLevel
+    message: str
+    type: Literal["message", "metrics"] = "message"
+    data: Json | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A model that a running job left behind at a step."""
+
+    id: str
+    job_id: str
+    created_at: int
+    model: str
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Permission:
+    """A project that may use a checkpoint."""
+
+    id: str
+    checkpoint: str
+    created_at: int
+    project_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiKey:
+    """A key as it is stored: the hash, never the key."""
+
+    id: str
+    name: str
+    created_at: int
+    hash: str
+    hint: str
+    """The first and last characters, to recognise it by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One completion: its tokens, and the loss weight of each (0: not learned)."""
+
+    tokens: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One prompt (the trunk) and its completions (the branches), tokenised.
+
+    SFT has one branch, DPO two, RFT a group. A branch sees its trunk and itself, never a sibling.
+    """
+
+    trunk: tuple[int, ...]
+    branches: tuple[Branch, ...]
+    trunk_weights: tuple[float, ...] = ()
+    """Loss weight of each trunk token; empty: none is learned."""
+    line: int = 0
+    """Line of the training file that it came from, from 1."""
+
+    @property
+    def size(self) -> int:
+        """Tokens that the forward pass computes."""
+        return len(self.trunk) + sum(len(branch.tokens) for branch in self.branches)

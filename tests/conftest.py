@@ -1,0 +1,17 @@
+"""Fixtures that every layer's tests share: one tiny model on disk, and no road to any network hub."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+from tiny import make_model
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a two-layer random Llama and its tokenizer; nobody writes into it."""
+    return make_model(tmp_path_factory.mktemp("base") / "tiny")
