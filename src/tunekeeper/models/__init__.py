@@ -1,0 +1,1 @@
+"""Weights in, adapter files out: base models, decoders and adapters."""
