@@ -1,0 +1,1 @@
+"""What lasts: rows in SQLite (`db`, `store`) and bytes under their hash (`blobs`)."""
