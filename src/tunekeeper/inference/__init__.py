@@ -1,0 +1,1 @@
+"""Tokens out: the embedded engine, and servers that speak the same API."""

@@ -1,0 +1,76 @@
+"""Weights in the order in which the processor multiplies them, for an engine that never trains.
+
+A product of a few rows with a large matrix, which is what generating is, spends most of its time on fetching the
+matrix. Several rows: oneDNN orders it once, so that all cores fetch it as they need it. One row: a matrix with more
+outputs than inputs is fetched faster transposed, and by one core, which waits for no other.
+
+Measured on two cores with AVX2 and SmolLM2-135M, against the plain product: one row 1.35 times as fast, 16 rows 1.66
+times, the head alone 1.8 and 2.6 times.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from tunekeeper.models.decoder import Decoder, LlamaDecoder
+
+TYPICAL_ROWS = 16
+"""The number of rows that the order is chosen for; any number can be multiplied."""
+
+BOTH_UP_TO_BYTES = 2 * 1024**3
+"""Weights larger than this together are not kept in a second form for single rows."""
+
+
+class PackedWeight(Tensor):
+    """A weight that only `F.linear` can use."""
+
+    for_rows: Tensor
+    for_one_IO: Tensor | None
+    """Transposed as seen, whichever way it lies in memory."""
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Multiply by the form that suits the rows; everything else is as for any tensor."""
+        if func is not F.linear:
+            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        x, weight, bias = (*args, None)[:3]
+        if x.shape[0] == 1 and weight.for_one_IO is not None:
+            return x @ weight.for_one_IO if bias is None else torch.addmm(bias, x, weight.for_one_IO)
+        return torch.ops.mkldnn._linear_pointwise(x, weight.for_rows, bias, "none", [], "")
+
+
+def pack(decoder: Decoder) -> None:
+    """Order the weights of a decoder that will only answer; where it would not help, nothing changes."""
+    if not isinstance(decoder, LlamaDecoder) or not _helps(decoder):
+        return
+    shapes = [*decoder.linear_modules().values(), tuple(decoder.head_VE.shape)]
+    both = 4 * sum(outputs * inputs for outputs, inputs in shapes) <= BOTH_UP_TO_BYTES
+    for layer in decoder.layers:
+        layer.qkv_OE = _packed(layer.qkv_OE, both=both)
+        layer.o_EO = _packed(layer.o_EO, both=both)
+        layer.gate_up_FE = _packed(layer.gate_up_FE, both=both)
+        layer.down_EF = _packed(layer.down_EF, both=both)
+    decoder._head_VE = _packed(decoder.head_VE, both=both)
+
+
+def _helps(decoder: Decoder) -> bool:
+    is_plain = decoder.device.type == "cpu" and decoder.dtype == torch.float32
+    return is_plain and torch.backends.mkldnn.is_available()
+
+
+def _packed(weight_OI: Tensor, *, both: bool) -> PackedWeight:
+    # What the tensor itself holds is nothing: the plain data is let go unless a form of it is kept.
+    weight = torch.empty(0).as_subclass(PackedWeight)
+    weight.for_rows = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), TYPICAL_ROWS)
+    is_wide = weight_OI.shape[0] > weight_OI.shape[1]
+    weight.for_one_IO = (weight_OI.T.contiguous() if is_wide else weight_OI.T) if both else None
+    return weight

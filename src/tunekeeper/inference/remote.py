@@ -1,0 +1,122 @@
+"""Upstreams: servers that speak the same API (vLLM, llama.cpp, a vendor), whose models are served as ours.
+
+A request goes there as the client wrote it, with the upstream's name of the model; what comes back is passed
+on unchanged. A key is read from the environment variable that the settings name, when it is needed.
+"""
+
+import json
+import os
+import time
+from collections.abc import AsyncGenerator
+from typing import Any, NoReturn
+
+import httpx
+
+from tunekeeper.errors import InvalidRequest, ModelNotFound, Overloaded, TunekeeperError, UpstreamFailed
+from tunekeeper.settings import Upstream
+from tunekeeper.types import Json
+
+LIST_KEPT_S = 60.0
+"""How long the list of an upstream's models is believed."""
+
+LIST_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 10.0
+DONE = "[DONE]"
+
+
+class Remote:
+    """One upstream server."""
+
+    def __init__(self, upstream: Upstream, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.upstream = upstream
+        self._transport = transport
+        self._listed: tuple[float, list[Json]] | None = None
+
+    async def models(self) -> list[Json]:
+        """The models that it serves, with `id` and `owned_by`; asked for only if the settings name none."""
+        if self.upstream.models:
+            return [{"id": name, "owned_by": self.upstream.name} for name in self.upstream.models]
+        if self._listed is None or time.monotonic() - self._listed[0] > LIST_KEPT_S:
+            self._listed = (time.monotonic(), await self._ask_models())
+        return self._listed[1]
+
+    async def _ask_models(self) -> list[Json]:
+        async with self._client(LIST_TIMEOUT_S) as client:
+            try:
+                response = await client.get("models")
+                if response.status_code != 200:
+                    await self._refuse(response)
+                owner = {"owned_by": self.upstream.name}
+                return [{**entry, "id": str(entry["id"]), **owner} for entry in response.json()["data"]]
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                raise self._failed(error) from error
+
+    async def chat(self, body: Json) -> Json:
+        """The whole answer to a chat request."""
+        async with self._client(self.upstream.timeout_s) as client:
+            try:
+                response = await client.post("chat/completions", json=body)
+                if response.status_code != 200:
+                    await self._refuse(response)
+                answer: Json = response.json()
+            except (httpx.HTTPError, ValueError) as error:
+                raise self._failed(error) from error
+        return answer
+
+    async def chat_stream(self, body: Json) -> AsyncGenerator[str]:
+        """The data of each event of a streamed answer, without the last, [DONE]."""
+        async with self._client(self.upstream.timeout_s) as client:
+            try:
+                async with client.stream("POST", "chat/completions", json=body) as response:
+                    if response.status_code != 200:
+                        await self._refuse(response)
+                    async for line in response.aiter_lines():
+                        data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+                        if data == DONE:
+                            return
+                        if data:
+                            yield data
+            except httpx.HTTPError as error:
+                raise self._failed(error) from error
+
+    def _client(self, timeout_s: float) -> httpx.AsyncClient:
+        variable = self.upstream.api_key_env
+        key = os.environ.get(variable) if variable else None
+        if variable and not key:
+            raise UpstreamFailed(
+                f"The upstream {self.upstream.name} needs a key: set the environment variable {variable}."
+            )
+        return httpx.AsyncClient(
+            base_url=self.upstream.base_url.rstrip("/") + "/",
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
+            transport=self._transport,
+        )
+
+    async def _refuse(self, response: httpx.Response) -> NoReturn:
+        """Raise what an error response means for our client."""
+        await response.aread()
+        error = _error_of(response)
+        message = f"The upstream {self.upstream.name} says: {error.get('message') or response.text[:300]}"
+        param, code = error.get("param"), error.get("code")
+        kinds: dict[int, type[TunekeeperError]] = {400: InvalidRequest, 422: InvalidRequest, 429: Overloaded}
+        if response.status_code == 404:
+            raise ModelNotFound(message, param="model")
+        kind = kinds.get(response.status_code)
+        if kind is None:
+            raise UpstreamFailed(f"{message} (status {response.status_code})")
+        raise kind(message, param=param, code=None if code is None else str(code))
+
+    def _failed(self, error: Exception) -> UpstreamFailed:
+        reason = str(error) or type(error).__name__
+        name, url = self.upstream.name, self.upstream.base_url
+        return UpstreamFailed(f"The upstream {name} at {url} did not answer as it should: {reason}.")
+
+
+def _error_of(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = json.loads(response.text)
+    except ValueError:
+        return {}
+    error = body.get("error") if isinstance(body, dict) else None
+    return error if isinstance(error, dict) else {"message": error}
