@@ -1,0 +1,92 @@
+"""The numbers of a run: a metrics event for each step, and the result CSV that is made from the events.
+
+The CSV is always built from the stored events, never from memory: after a crash it has neither a gap nor a
+repeated row. Its columns are those of OpenAI and of Azure together; what was not measured stays blank.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import fields
+
+from tunekeeper.trainer.step import Step
+from tunekeeper.types import Event, Json
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "train_mean_token_accuracy",
+    "valid_loss",
+    "valid_mean_token_accuracy",
+    "validation_mean_token_accuracy",
+    "full_valid_loss",
+    "full_valid_mean_token_accuracy",
+    "train_reward_mean",
+    "valid_reward_mean",
+    "train_reasoning_tokens_mean",
+    "valid_reasoning_tokens_mean",
+    "learning_rate",
+    "grad_norm",
+    "tokens",
+)
+SAME_AS = {
+    "train_accuracy": "train_mean_token_accuracy",
+    "validation_mean_token_accuracy": "valid_mean_token_accuracy",
+}
+"""Columns that one vendor spells in another way."""
+
+_CHECKPOINT_METRICS = (
+    "step",
+    "train_loss",
+    "train_mean_token_accuracy",
+    "valid_loss",
+    "valid_mean_token_accuracy",
+    "full_valid_loss",
+    "full_valid_mean_token_accuracy",
+)
+
+
+def metrics_data(step: Step) -> Json:
+    """The `data` of a step's metrics event; what was not measured, or is no finite number, is left out."""
+    names = ("total_steps", *(name for name in COLUMNS if name not in SAME_AS))
+    values = {name: getattr(step, name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def metrics_message(step: Step) -> str:
+    """The sentence that people search their logs for."""
+    text = f"Step {step.step}/{step.total_steps}: training loss={step.train_loss:.2f}"
+    loss = step.full_valid_loss if step.full_valid_loss is not None else step.valid_loss
+    return text if loss is None else f"{text}, validation loss={loss:.2f}"
+
+
+def checkpoint_metrics(step: Step) -> dict[str, float]:
+    """The metrics that a checkpoint shows."""
+    data = metrics_data(step)
+    return {name: data[name] for name in _CHECKPOINT_METRICS if name in data}
+
+
+def history(events: Iterable[Event]) -> list[Step]:
+    """The steps of a job as its events tell them, oldest first, those before a resume included."""
+    rows = {event.data["step"]: event.data for event in events if event.type == "metrics" and event.data}
+    names = {f.name for f in fields(Step)}
+    # A number that is not finite was left out of its event, for JSON has no word for it.
+    unknown = dict.fromkeys(("train_loss", "train_mean_token_accuracy", "grad_norm"), math.nan)
+    return [
+        Step(**{"seconds": 0.0, **unknown, **{k: v for k, v in data.items() if k in names}})
+        for _, data in sorted(rows.items())
+    ]
+
+
+def results_csv(events: Iterable[Event]) -> bytes:
+    """The result file of a job whose events are given, in any order: one row a step."""
+    rows = {event.data["step"]: event.data for event in events if event.type == "metrics" and event.data}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for _, data in sorted(rows.items()):
+        writer.writerow([data.get(SAME_AS.get(column, column), "") for column in COLUMNS])
+    return text.getvalue().encode()
