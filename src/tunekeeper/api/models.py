@@ -1,0 +1,167 @@
+"""/models: bases, tuned models, checkpoints, aliases and what upstream servers offer.
+
+A model is shown with OpenAI's fields and Azure's both, on every prefix, and with ours: `kind`, `parents`,
+`context_window`, `license`, `alias_of`.
+"""
+
+import asyncio
+import shutil
+from typing import Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter
+
+from tunekeeper.api.pagination import known_query, list_body
+from tunekeeper.api.services import Services, ServicesDep
+from tunekeeper.errors import InvalidState, ModelNotFound, PermissionDenied
+from tunekeeper.storage.store import new_id
+from tunekeeper.types import Json, Model
+
+router = APIRouter()
+
+_METHODS = ["supervised"]
+DELETED_SUFFIX = ".deleted"
+"""Of a directory of weights whose model is gone; what is left of one is removed at the next start."""
+
+
+@router.get("/models", dependencies=[known_query()])
+async def list_models(services: ServicesDep) -> Json:
+    """List every model that a request may name."""
+    stored, upstream = await asyncio.gather(
+        run_sync(services.store.list_models), services.answers.upstream_models()
+    )
+    by_id = {model.id: model for model in stored}
+    shown = {model.id: _wire(model, by_id) for model in stored}
+    for entry in upstream:
+        shown.setdefault(entry["id"], _wire_upstream(entry))
+    for alias, target in services.settings.aliases.items():
+        if target in shown and alias not in shown:
+            shown[alias] = {**shown[target], "id": alias, "alias_of": target}
+    return list_body(list(shown.values()))
+
+
+@router.get("/models/{model:path}", dependencies=[known_query()])
+async def retrieve(model: str, services: ServicesDep) -> Json:
+    """Show one model, under its id, an alias or its checkpoint's id."""
+    target = services.settings.aliases.get(model, model)
+    try:
+        found = await run_sync(services.store.get_model, target)
+    except ModelNotFound:
+        upstream = {entry["id"]: entry for entry in await services.answers.upstream_models()}
+        if target not in upstream:
+            raise
+        shown = _wire_upstream(upstream[target])
+    else:
+        by_id = {each.id: each for each in await run_sync(services.store.list_models)}
+        shown = _wire(found, by_id)
+    return {**shown, "id": model, "alias_of": target} if model != target else shown
+
+
+@router.delete("/models/{model:path}", dependencies=[known_query()])
+def delete(model: str, services: ServicesDep) -> Json:
+    """Delete a tuned model and its weights."""
+    aliases = services.settings.aliases
+    names = [alias for alias, target in aliases.items() if model in (alias, target)]
+    if names:
+        raise InvalidState(
+            f"The alias {names[0]!r} points at {aliases[names[0]]}. Remove it from tunekeeper.toml first.",
+            param="model",
+            code="model_in_use",
+        )
+    found = services.store.get_model(model)
+    if found.kind == "base":
+        raise PermissionDenied(
+            f"{model} is a base model; only tuned models can be deleted here. "
+            f"Its weights lie in {found.path} on the server.",
+            param="model",
+        )
+    services.store.delete_model(found.id)
+    _remove_weights(services, found)
+    return {"id": model, "object": "model", "deleted": True}
+
+
+def remove_deleted_weights(services: Services) -> None:
+    """Remove what deletions left that were interrupted."""
+    for directory in (services.settings.home / "models").glob(f"*{DELETED_SUFFIX}"):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_weights(services: Services, model: Model) -> None:
+    root = (services.settings.home / "models").resolve()
+    directory = (services.settings.home / model.path).resolve()
+    shared = any(other.path == model.path for other in services.store.list_models())
+    if shared or root not in directory.parents or not directory.is_dir():
+        return  # weights that others use, or that are not ours, stay
+    doomed = directory.rename(root / f"{new_id('model-')}{DELETED_SUFFIX}")
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _wire(model: Model, by_id: dict[str, Model]) -> Json:
+    tuned = model.kind != "base"
+    return {
+        **_common(model.id, model.created_at, model.owned_by),
+        "kind": model.kind,
+        "model": model.base if tuned else None,
+        "fine_tune": model.job_id,
+        "step": model.step,
+        "parents": _parents(model, by_id),
+        "capabilities": _capabilities(fine_tune=True),
+        "method_support": _METHODS,
+        "context_window": model.info.get("context_window"),
+        "license": model.info.get("license"),
+        "info": model.info,
+    }
+
+
+def _wire_upstream(entry: Json) -> Json:
+    return {
+        **_common(entry["id"], int(entry.get("created") or 0), str(entry.get("owned_by") or "upstream")),
+        "kind": "upstream",
+        "model": None,
+        "fine_tune": None,
+        "step": None,
+        "parents": [],
+        "capabilities": _capabilities(fine_tune=False),
+        "method_support": [],
+        "context_window": entry.get("context_window") or entry.get("max_model_len"),
+        "license": None,
+        "info": {},
+    }
+
+
+def _common(model_id: str, created: int, owned_by: str) -> dict[str, Any]:
+    return {
+        "id": model_id,
+        "object": "model",
+        "created": created,
+        "created_at": created,
+        "owned_by": owned_by,
+        "status": "succeeded",
+        # Nothing that lies on one's own disk is ever shut down by itself.
+        "shutdown_date": None,
+        "lifecycle_status": "generally-available",
+        "deprecation": {"fine_tune": None, "inference": None},
+    }
+
+
+def _capabilities(*, fine_tune: bool) -> Json:
+    return {
+        "fine_tune": fine_tune,
+        "inference": True,
+        "completion": False,
+        "chat_completion": True,
+        "embeddings": False,
+    }
+
+
+def _parents(model: Model, by_id: dict[str, Model]) -> list[str]:
+    """The models under it, from the nearest to the base."""
+    chain: list[str] = []
+    above = model.parent or model.base
+    while above not in (model.id, *chain):
+        chain.append(above)
+        parent = by_id.get(above)
+        if parent is None:
+            break
+        above = parent.parent or parent.base
+    return chain
