@@ -1,0 +1,59 @@
+"""What every command takes, and where on the command line it may stand: anywhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from tunekeeper.settings import Settings
+
+WITH_VALUE = ("--home", "--url", "--api-key")
+FLAGS = ("--json",)
+
+CANNOT_CONNECT = "cannot_connect"
+"""Code of the errors that exit with 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options that every command shares."""
+
+    home: Path | None
+    url: str | None
+    """Of a server elsewhere; None: the server of this home directory."""
+    api_key: str | None
+    as_json: bool
+
+    @property
+    def settings(self) -> "Settings":
+        """The settings of the home directory; raises InvalidConfig."""
+        from tunekeeper.settings import load_settings
+
+        return load_settings(self.home)
+
+
+def options_of(context: typer.Context) -> Options:
+    """The shared options of the command that is running."""
+    options = context.obj
+    assert isinstance(options, Options)
+    return options
+
+
+def hoisted(arguments: Sequence[str]) -> list[str]:
+    """The shared options moved to the front, where the parser wants them: people write them last."""
+    front: list[str] = []
+    rest: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--":
+            rest += [argument, *remaining]
+        elif argument in FLAGS or argument.startswith(tuple(f"{name}=" for name in WITH_VALUE)):
+            front.append(argument)
+        elif argument in WITH_VALUE:
+            front += [argument, *[value for value in [next(remaining, None)] if value is not None]]
+        else:
+            rest.append(argument)
+    return front + rest
