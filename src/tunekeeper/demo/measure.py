@@ -1,0 +1,124 @@
+"""How often a model answers the demo's tasks, through the official client; and what that says."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tunekeeper.demo.tasks import Task
+from tunekeeper.types import Message
+
+if TYPE_CHECKING:
+    import openai
+
+AT_ONCE = 16
+MAX_ANSWER_TOKENS = 96
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One answer to one task."""
+
+    task: Task
+    text: str
+    """What the model wrote, a call as name(arguments)."""
+    is_valid: bool
+    """A call with arguments that are a JSON object."""
+    is_right: bool
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """One row of the table."""
+
+    name: str
+    answers: tuple[Answer, ...]
+    seconds: float
+    """Wall time of all requests, AT_ONCE at a time."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return sum(answer.is_right for answer in self.answers) / len(self.answers)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the accuracy (Wilson 1927)."""
+        return wilson(sum(answer.is_right for answer in self.answers), len(self.answers))
+
+    @property
+    def valid(self) -> float:
+        """Share of answers that are a call with valid JSON."""
+        return sum(answer.is_valid for answer in self.answers) / len(self.answers)
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Mean tokens of a request."""
+        return sum(answer.prompt_tokens for answer in self.answers) / len(self.answers)
+
+    @property
+    def seconds_per_request(self) -> float:
+        """Wall time a request."""
+        return self.seconds / len(self.answers)
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """95 % confidence interval of a share; it stays within 0 and 1, and is not empty at either end."""
+    z = 1.959964
+    share, width = right / n, z * z / n
+    middle = (share + width / 2) / (1 + width)
+    half = z * math.sqrt(share * (1 - share) / n + width / (4 * n)) / (1 + width)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def measure(
+    client: "openai.OpenAI",
+    model: str,
+    tasks: Sequence[Task],
+    *,
+    name: str,
+    before: Sequence[Message] = (),
+    done: Callable[[], None] = lambda: None,
+) -> Score:
+    """Ask the model every task, greedily; `before` is put in front of each prompt."""
+
+    def ask(task: Task) -> Answer:
+        answer = _ask(client, model, task, before)
+        done()
+        return answer
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = tuple(pool.map(ask, tasks))
+    return Score(name=name, answers=answers, seconds=time.perf_counter() - began)
+
+
+def _ask(client: "openai.OpenAI", model: str, task: Task, before: Sequence[Message]) -> Answer:
+    messages: Any = [*before, *task.messages]
+    tools: Any = task.tools
+    completion = client.chat.completions.create(
+        model=model, messages=messages, tools=tools, temperature=0, max_completion_tokens=MAX_ANSWER_TOKENS
+    )
+    message = completion.choices[0].message
+    calls: list[Any] = message.tool_calls or []
+    parsed = [(call.function.name, _object(call.function.arguments)) for call in calls]
+    text = "; ".join(f"{call.function.name}({call.function.arguments})" for call in calls) or (message.content or "")
+    return Answer(
+        task=task,
+        text=text,
+        is_valid=bool(parsed) and all(arguments is not None for _, arguments in parsed),
+        is_right=len(parsed) == 1 and task.is_answered_by(*parsed[0]),
+        prompt_tokens=completion.usage.prompt_tokens if completion.usage else 0,
+    )
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
