@@ -24,11 +24,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tunekeeper.jobs.executor import KEEP_PAGES
+
 RANK, ALPHA, LEARNING_RATE = 16, 32, 2e-4
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-KEEPING_PAGES = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "268435456",
-}  # fmt: skip
 
 
 def examples(directory: Path, n: int) -> list[tuple[list[int], list[int]]]:
@@ -141,7 +140,7 @@ def child(args: argparse.Namespace, side: str) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.train", "--child", name, "--dtype", dtype or "fp32"]
     command += ["--model", str(args.model), "--steps", str(args.steps), "--batch", str(args.batch)]
     command += ["--threads", str(args.threads)]
-    keeping = {} if name == "stock" else KEEPING_PAGES
+    keeping = {} if name == "stock" else KEEP_PAGES
     env = {**os.environ, **keeping, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:

@@ -45,6 +45,8 @@ class Called(_Shape):
 
     name: str
     arguments: str
+    parsed_arguments: Any = Field(default=None, exclude=True)
+    """What the official client's `.parse()` and `.stream()` add, and send back."""
 
 
 class ToolCall(_Shape):
@@ -53,6 +55,7 @@ class ToolCall(_Shape):
     id: str
     type: Literal["function"] = "function"
     function: Called
+    index: int | None = Field(default=None, exclude=True)
 
 
 class Instruction(_Shape):

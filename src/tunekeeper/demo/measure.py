@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import openai
 
 AT_ONCE = 16
-MAX_ANSWER_TOKENS = 96
+MAX_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

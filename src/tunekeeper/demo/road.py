@@ -14,7 +14,7 @@ from rich.table import Table
 
 from tunekeeper.api.server import background
 from tunekeeper.datasets import Tokenizer
-from tunekeeper.demo.measure import AT_ONCE, Score, measure
+from tunekeeper.demo.measure import AT_ONCE, MAX_ANSWER_TOKENS, Score, measure
 from tunekeeper.demo.page import write_page
 from tunekeeper.demo.tasks import N_HELD_OUT, N_VALIDATION, WHEEL, Task, few_shot, read_tasks, select
 from tunekeeper.errors import TunekeeperError, Unavailable
@@ -175,7 +175,7 @@ def _answer(client: "openai.OpenAI", model: str, task: Task, console: Console) -
     console.print(f"\n[bold]You:[/bold] {task.messages[-1]['content']}", highlight=False)
     console.print(f"[bold]{model}:[/bold] ", end="", highlight=False)
     with client.chat.completions.create(
-        model=model, messages=messages, tools=tools, temperature=0, stream=True, max_completion_tokens=96
+        model=model, messages=messages, tools=tools, temperature=0, stream=True, max_completion_tokens=MAX_ANSWER_TOKENS
     ) as stream:
         for chunk in stream:
             for choice in chunk.choices:

@@ -30,7 +30,7 @@ WHEEL = Wheel(
 SETS = ("simple_python", "multiple", "live_simple")
 SEED = 20
 MAX_TOKENS = 450
-N_HELD_OUT, N_VALIDATION = 120, 16
+N_HELD_OUT, N_VALIDATION = 100, 16
 
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 

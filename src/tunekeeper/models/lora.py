@@ -40,7 +40,7 @@ class LoraAdapter:
     alpha: float
     scope: Scope = "all"
     invocation_tokens: tuple[int, ...] = ()
-    _fused: dict[tuple[str, ...], tuple[Tensor, list[Tensor | None]]] = field(default_factory=dict, repr=False)
+    _fused: dict[tuple[str, ...], tuple[Tensor, Tensor] | None] = field(default_factory=dict, repr=False)
 
     @property
     def scale(self) -> float:
@@ -60,13 +60,21 @@ class LoraAdapter:
         """After a change of the weights: what `fused` keeps is stale."""
         self._fused.clear()
 
-    def fused(self, names: tuple[str, ...], dtype: torch.dtype) -> tuple[Tensor, list[Tensor | None]]:
-        """The factors of modules that share their input, for inference: A stacked, each B (None: not adapted)."""
+    def fused(self, names: tuple[str, ...], widths: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """The factors of modules that share their input, for inference: A stacked, B block-diagonal with the scale.
+
+        One product where there were three: with the few rows of a decoding step, it is calls that cost, not numbers.
+        """
         if names not in self._fused:
-            found = [self.pairs.get(name) for name in names]
-            stacked = [pair.a_RI.detach().to(dtype) for pair in found if pair is not None]
-            a_RI = torch.cat(stacked) if stacked else torch.empty(0)
-            self._fused[names] = (a_RI, [None if p is None else p.b_OR.detach().to(dtype) for p in found])
+            pairs = [self.pairs.get(name) for name in names]
+            kept = [pair for pair in pairs if pair is not None]
+            blocks = [
+                kept[0].b_OR.new_zeros(width, 0) if pair is None else self.scale * pair.b_OR.detach()
+                for pair, width in zip(pairs, widths, strict=True)
+                if kept
+            ]
+            a_RI = torch.cat([pair.a_RI.detach() for pair in kept]).to(dtype) if kept else None
+            self._fused[names] = None if a_RI is None else (a_RI, torch.block_diag(*blocks).to(a_RI))
         return self._fused[names]
 
 
@@ -114,23 +122,12 @@ def lora_linear(
         return _trained(x_TI, weight_OI, bias_O, names, widths, adapters)
     y_TO = torch.nn.functional.linear(x_TI, weight_OI, bias_O)
     for rows in adapters:
-        a_RI, bs = rows.adapter.fused(names, x_TI.dtype)
-        if not a_RI.numel():
-            continue
-        _add_low_rank(y_TO[rows.start : rows.end], x_TI[rows.start : rows.end] @ a_RI.T, bs, widths, rows.adapter.scale)
+        factors = rows.adapter.fused(names, widths, x_TI.dtype)
+        if factors is not None:
+            a_RI, b_OR = factors
+            part = slice(rows.start, rows.end)
+            y_TO[part].addmm_(x_TI[part] @ a_RI.T, b_OR.T)
     return y_TO
-
-
-def _add_low_rank(
-    y_TO: Tensor, xa_TR: Tensor, bs: Sequence[Tensor | None], widths: Sequence[int], scale: float
-) -> None:
-    column, row = 0, 0
-    for width, b_OR in zip(widths, bs, strict=True):
-        if b_OR is not None:
-            rank = b_OR.shape[1]
-            y_TO[:, column : column + width].addmm_(xa_TR[:, row : row + rank], b_OR.T, alpha=scale)
-            row += rank
-        column += width
 
 
 def _trained(
