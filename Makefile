@@ -12,7 +12,7 @@ demo: setup  ## from nothing to a tuned model that answers
 	$(BIN)/tunekeeper demo
 
 test: setup-dev  ## the whole suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -101,7 +101,12 @@ def _ask(client: "openai.OpenAI", model: str, task: Task, before: Sequence[Messa
     messages: Any = [*before, *task.messages]
     tools: Any = task.tools
     completion = client.chat.completions.create(
-        model=model, messages=messages, tools=tools, temperature=0, max_completion_tokens=MAX_ANSWER_TOKENS
+        model=model,
+        messages=messages,
+        tools=tools,
+        temperature=0,
+        max_completion_tokens=MAX_ANSWER_TOKENS,
+        stop="\n",  # a call is one line; what the untuned model goes on to tell would only cost time
     )
     message = completion.choices[0].message
     calls: list[Any] = message.tool_calls or []

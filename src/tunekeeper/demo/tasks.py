@@ -147,9 +147,15 @@ def select(tasks: Sequence[Task], tokenizer: Tokenizer) -> list[Task]:
     return fitting
 
 
+def prompt_size(task: Task, tokenizer: Tokenizer) -> int:
+    """Tokens of the task's prompt."""
+    return len(prompt_tokens(tokenizer, task.messages, tools=task.tools))
+
+
 def _tokens(task: Task, tokenizer: Tokenizer) -> int:
-    prompt = prompt_tokens(tokenizer, task.messages, tools=task.tools)
-    return len(prompt) + len(tokenizer.encode(json.dumps({"name": task.name, "arguments": task.answer})))
+    return prompt_size(task, tokenizer) + len(
+        tokenizer.encode(json.dumps({"name": task.name, "arguments": task.answer}))
+    )
 
 
 def few_shot(tasks: Sequence[Task], n: int = 3) -> Message:
