@@ -3,11 +3,14 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 
+from tiny import CHAT_TEMPLATE, make_tokenizer
+from tunekeeper.datasets.tokenizer import Tokenizer
 from tunekeeper.errors import ModelNotFound, Overloaded, Unavailable
-from tunekeeper.inference.answers import Answers, ChatRequest, Counts, Delta, RemoteTarget
+from tunekeeper.inference.answers import Answers, ChatRequest, Counts, Delta, RemoteTarget, call_style
 from tunekeeper.inference.params import Sampling
 from tunekeeper.inference.tools import CallBegins, Words
 from tunekeeper.settings import Settings, Upstream
@@ -170,3 +173,17 @@ def test_an_upstream_that_is_down_hides_no_other(make):
     down = Upstream(name="down", base_url="http://127.0.0.1:1/v1")
     models = asyncio.run(make(upstreams=(down, up)).upstream_models())
     assert [entry["id"] for entry in models] == ["qwen"]
+
+
+@pytest.mark.parametrize(
+    ("template", "style"),
+    [
+        (CHAT_TEMPLATE, "tagged"),
+        (CHAT_TEMPLATE.replace("<tool_call>", "").replace("</tool_call>", ""), "bare"),
+        (files("tunekeeper.models").joinpath("chatml_tools.jinja").read_text("utf-8"), "pythonic"),
+        (None, "bare"),
+    ],
+    ids=["Hermes", "bare JSON", "ours", "none"],
+)
+def test_a_model_writes_calls_as_its_chat_template_does(tmp_path, template, style):
+    assert call_style(Tokenizer.load(make_tokenizer(tmp_path / "model", chat_template=template))) == style
