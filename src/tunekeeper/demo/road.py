@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -50,7 +51,8 @@ def run(settings: Settings) -> None:
             "The demo talks through the official client: pip install 'tunekeeper[train,demo]'."
         ) from error
     began = time.monotonic()
-    console = Console()
+    # Where the output goes to a file, rich believes in 80 columns, and the table would be broken up.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     train, validation, held_out = _prepare(settings, console)
     with background(settings) as base_url:
         console.print(f"A server listens on {base_url}; from here on it is the openai client that speaks.")
@@ -152,7 +154,9 @@ def _evaluate(
         for name, model, before in rows:
             bar = progress.add_task(name, total=len(held_out))
             done = partial(progress.advance, bar)
-            scores.append(measure(client, model, held_out, name=name, before=before, done=done))
+            score = measure(client, model, held_out, name=name, before=before, done=done)
+            progress.console.print(f"  {name}: {score.accuracy:.1%} in {score.seconds:.0f} s")
+            scores.append(score)
     return scores
 
 
