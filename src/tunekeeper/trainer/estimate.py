@@ -111,7 +111,7 @@ def estimate(
         billable_tokens=tokens * config.n_epochs,
         n_epochs=config.n_epochs,
         steps=steps,
-        est_wall_seconds=round(seconds, 1),
+        est_wall_seconds=round(seconds, 3),
         peak_memory_bytes=peak_memory(config, shape, trees, weight_bytes, prefix),
         tokens_per_second=round(tokens * config.n_epochs / max(seconds, 1e-9), 1),
         truncated_examples=truncated,
