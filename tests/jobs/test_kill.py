@@ -153,6 +153,8 @@ def killed_again_and_again(seed: int, home: Path, base: Path) -> tuple[int, Outc
             kills += not is_over()
         wait_until(is_over)
         assert desk.store.get_job(job.id).error is None
+        server.stop()
+        bury(desk.store, desk.settings)  # as the next worker does: the last kill may come before the tidying
         return kills, outcome_of(desk, job)
     finally:
         server.stop()
