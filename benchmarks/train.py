@@ -43,7 +43,8 @@ def examples(directory: Path, n: int) -> list[tuple[list[int], list[int]]]:
             text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
             first, _, body = (text or "").partition("\n\n")
             if isinstance(node, ast.FunctionDef) and 20 <= len(first) <= 300 and len(body) >= 80:
-                ask = f"Summarise this function in one sentence.\n\n{node.name}({ast.unparse(node.args)})\n{body[:1500]}"
+                signature = f"{node.name}({ast.unparse(node.args)})"
+                ask = f"Summarise this function in one sentence.\n\n{signature}\n{body[:1500]}"
                 chat = [{"role": "user", "content": ask}]
                 prompt = tokenizer.encode(tokenizer.render_chat(chat, add_generation_prompt=True))
                 completion = tokenizer.encode(" ".join(first.split()) + "<|im_end|>")
@@ -84,10 +85,11 @@ def run_trl(args: argparse.Namespace) -> dict[str, Any]:
     """TRL's SFTTrainer on the same batches."""
     import torch
     import trl
-    from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from torch.utils.data import SequentialSampler
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    from datasets import Dataset
 
     torch.set_num_threads(args.threads)
     pairs = examples(args.model, args.steps * args.batch)
@@ -142,7 +144,7 @@ def child(args: argparse.Namespace, side: str) -> dict[str, Any]:
     command += ["--threads", str(args.threads)]
     keeping = {} if name == "stock" else KEEP_PAGES
     env = {**os.environ, **keeping, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -179,9 +181,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             "memory_ratio": ours["peak_gb"] / rival["peak_gb"],
             "rival": rival_name,
             "stock_speed_ratio": rows["stock fp32"]["seconds_per_step"] / ours["seconds_per_step"],
-            "largest_loss_difference": max(
-                abs(a - b) for a, b in zip(ours["losses"], rival["losses"], strict=False)
-            ),
+            "largest_loss_difference": max(abs(a - b) for a, b in zip(ours["losses"], rival["losses"], strict=False)),
         },
         "sides": rows,
         "settings": {"batch": args.batch, "steps": args.steps, "rounds": args.rounds, "threads": args.threads},

@@ -12,6 +12,7 @@ _paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _paths if path)
 
 import pytest
+
 from tiny import make_model
 
 

@@ -64,9 +64,7 @@ def make_tokenizer(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS]
-    )
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS])
     tokenizer.save(str(directory / "tokenizer.json"))
     _write_json(
         directory / "tokenizer_config.json",
@@ -80,9 +78,7 @@ def make_tokenizer(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE
             "model_max_length": 512,
         },
     )
-    _write_json(
-        directory / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    )
+    _write_json(directory / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
     _write_json(directory / "config.json", _llama_config(tokenizer.get_vocab_size()))
     if chat_template is not None:
         (directory / "chat_template.jinja").write_text(chat_template, "utf-8")

@@ -37,9 +37,7 @@ def vocabulary() -> tuple[list[str], list[str]]:
     return list(vocab), [" ".join(merge) for merge in merges]
 
 
-def random_weights(
-    *, seed: int = 0, qwen3: bool = False, bias: bool = False, tied: bool = True
-) -> dict[str, Any]:
+def random_weights(*, seed: int = 0, qwen3: bool = False, bias: bool = False, tied: bool = True) -> dict[str, Any]:
     """Weights of a two-layer model under the names of transformers."""
     random = np.random.default_rng(seed)
     vocab_size = len(vocabulary()[0])

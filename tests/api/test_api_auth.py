@@ -97,9 +97,7 @@ def test_a_foreign_page_or_a_proxy_needs_a_key_even_on_loopback(local_app, store
     assert client.get("/v1/files", headers={**headers, "api-key": secret}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "headers", [{"host": "localhost:1"}, {"host": "[::1]:8000"}, {"origin": "http://localhost:3"}]
-)
+@pytest.mark.parametrize("headers", [{"host": "localhost:1"}, {"host": "[::1]:8000"}, {"origin": "http://localhost:3"}])
 def test_every_name_of_this_machine_is_local(local_app, headers):
     assert local_client(local_app).get("/v1/files", headers=headers).status_code == 200
 

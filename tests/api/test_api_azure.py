@@ -54,9 +54,7 @@ def test_a_body_that_is_no_object_is_left_for_the_route_to_refuse(body):
     assert seen == [body]
 
 
-@pytest.mark.parametrize(
-    "path", ["/openai/deployments//chat/completions", "/openai/deployments/d/images/edits"]
-)
+@pytest.mark.parametrize("path", ["/openai/deployments//chat/completions", "/openai/deployments/d/images/edits"])
 def test_other_operations_on_deployments_are_unknown(client, path):
     assert client.post(path, json={}).status_code == 404
 

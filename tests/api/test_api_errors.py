@@ -175,9 +175,7 @@ def test_a_body_over_the_limit_is_413_whether_declared_or_not(client):
     headers = {"content-type": "application/json"}
     big = b" " * 100_001
     declared = client.post("/v1/shape", content=big, headers=headers)
-    streamed = client.post(
-        "/v1/shape", content=(big[i : i + 1000] for i in range(0, len(big), 1000)), headers=headers
-    )
+    streamed = client.post("/v1/shape", content=(big[i : i + 1000] for i in range(0, len(big), 1000)), headers=headers)
     assert (declared.status_code, streamed.status_code) == (413, 413)
     assert error_of(streamed)["code"] == "file_too_large"
 

@@ -35,9 +35,7 @@ def client(app):
 
 
 def send(client, content=DATA, *, name="train.jsonl", purpose="fine-tune", prefix="/v1", **fields):
-    return client.post(
-        f"{prefix}/files", data={"purpose": purpose, **fields}, files={"file": (name, content)}
-    )
+    return client.post(f"{prefix}/files", data={"purpose": purpose, **fields}, files={"file": (name, content)})
 
 
 def settled(client, file_id):
@@ -148,9 +146,7 @@ def test_two_files_of_the_same_bytes_do_not_lose_them_to_each_other(client, tmp_
 
 def test_a_file_that_a_job_needs_is_not_deleted(client, app):
     file = send(client).json()
-    job = Job(
-        id="ftjob-1", created_at=1, model="m", training_file=file["id"], method={}, seed=1, status="running"
-    )
+    job = Job(id="ftjob-1", created_at=1, model="m", training_file=file["id"], method={}, seed=1, status="running")
     app.state.services.store.add_job(job)
     response = client.delete(f"/v1/files/{file['id']}")
     assert (response.status_code, response.json()["error"]["code"]) == (400, "file_in_use")
@@ -313,9 +309,7 @@ def test_bytes_without_a_row_are_removed_at_the_next_start(app, tmp_path, clock)
     (tmp_path / "blobs" / "tmp" / "half").write_bytes(b"x")
     with local_client(app) as client:
         kept = send(client).json()
-    assert [path.name for path in left_on_disk(tmp_path)] == [
-        app.state.services.store.get_file(kept["id"]).sha256
-    ]
+    assert [path.name for path in left_on_disk(tmp_path)] == [app.state.services.store.get_file(kept["id"]).sha256]
 
 
 def test_a_second_server_on_the_same_home_is_refused(app, tmp_path):

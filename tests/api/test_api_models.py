@@ -7,9 +7,7 @@ from tunekeeper.api.app import create_app
 from tunekeeper.settings import Settings
 from tunekeeper.types import Checkpoint, Job, Model
 
-BASE = Model(
-    id="Qwen/tiny", created_at=5, kind="base", path="bases/tiny", base="Qwen/tiny", info={"license": "mit"}
-)
+BASE = Model(id="Qwen/tiny", created_at=5, kind="base", path="bases/tiny", base="Qwen/tiny", info={"license": "mit"})
 TUNED = Model(
     id="ft:tiny:org:s:abcd1234",
     created_at=6,
@@ -74,9 +72,7 @@ def test_a_checkpoint_is_found_under_its_own_id(client, app):
     model = replace(TUNED, id=f"{TUNED.id}:ckpt-step-2", path="models/c", step=2)
     store.add_model(model)
     store.add_job(Job(id="ftjob-1", created_at=1, model=BASE.id, training_file="f", method={}, seed=1))
-    store.add_checkpoint(
-        Checkpoint(id="ftckpt_9", job_id="ftjob-1", created_at=1, model=model.id, step=2, metrics={})
-    )
+    store.add_checkpoint(Checkpoint(id="ftckpt_9", job_id="ftjob-1", created_at=1, model=model.id, step=2, metrics={}))
     assert client.get("/v1/models/ftckpt_9").json()["id"] == model.id
 
 

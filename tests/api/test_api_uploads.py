@@ -148,9 +148,7 @@ def test_completing_twice_at_once_makes_one_file(client, tmp_path):
 def test_a_cancelled_upload_leaves_nothing(client, tmp_path):
     upload = begin(client, 3).json()
     add(client, upload, b"abc")
-    cancelled = client.post(
-        f"/v1/uploads/{upload['id']}/cancel", headers={"content-type": "application/json"}
-    )
+    cancelled = client.post(f"/v1/uploads/{upload['id']}/cancel", headers={"content-type": "application/json"})
     assert cancelled.json()["status"] == "cancelled"
     assert left_on_disk(tmp_path) == []
     assert add(client, upload, b"x").status_code == 400

@@ -34,9 +34,7 @@ def home(tmp_path_factory):
 def base_url(home):
     store = Store(connect(home))
     store.add_model(Model(id="Qwen/tiny", created_at=5, kind="base", path="bases/tiny", base="Qwen/tiny"))
-    store.add_model(
-        Model(id="ft:tiny:org::abcd1234", created_at=6, kind="adapter", path="models/x", base="Qwen/tiny")
-    )
+    store.add_model(Model(id="ft:tiny:org::abcd1234", created_at=6, kind="adapter", path="models/x", base="Qwen/tiny"))
     store.close()
     with background(Settings(home=home, max_file_bytes=3_000_000), worker=False) as url:
         yield url

@@ -72,9 +72,7 @@ def test_the_trunk_is_what_serving_sends_and_the_answer_is_learned_through_its_e
 
 
 def test_only_the_assistant_is_learned_in_a_longer_chat(tokenizer: Tokenizer) -> None:
-    example = chat(
-        said("user", "one"), said("assistant", "two"), said("user", "three"), said("assistant", "four")
-    )
+    example = chat(said("user", "one"), said("assistant", "two"), said("user", "three"), said("assistant", "four"))
     (rendered,) = render(example, tokenizer)
     assert learned(rendered, tokenizer) == ["two<|im_end|>", "four<|im_end|>"]
     assert list(rendered.tree.trunk) == prompt_tokens(tokenizer, example.messages[:1])
@@ -117,9 +115,7 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="<>|"), min_size
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    contents=st.lists(st.tuples(words, words, st.booleans()), min_size=1, max_size=4), weight=st.booleans()
-)
+@given(contents=st.lists(st.tuples(words, words, st.booleans()), min_size=1, max_size=4), weight=st.booleans())
 def test_trunk_and_branch_together_are_the_chat_as_the_model_reads_it(
     contents: list[tuple[str, str, bool]], weight: bool, tokenizer: Tokenizer
 ) -> None:
@@ -152,8 +148,7 @@ def test_the_prompt_can_be_learned_a_little_but_never_a_silent_turn(tokenizer: T
     pieces = [*zip(tree.trunk, tree.trunk_weights, strict=True)]
     pieces += zip(tree.branches[0].tokens, tree.branches[0].weights, strict=True)
     by_weight = {
-        weight: tokenizer.decode([token for token, given in pieces if given == weight])
-        for weight in (0.0, 0.1, 1.0)
+        weight: tokenizer.decode([token for token, given in pieces if given == weight]) for weight in (0.0, 0.1, 1.0)
     }
     # The first token has nothing before it to be predicted from.
     assert by_weight[0.0] == "<|im_start|>hidden<|im_end|>hidden too<|im_end|>"
@@ -163,17 +158,13 @@ def test_the_prompt_can_be_learned_a_little_but_never_a_silent_turn(tokenizer: T
 
 
 def test_each_turn_can_have_a_tree_of_its_own(tokenizer: Tokenizer) -> None:
-    example = chat(
-        said("user", "one"), said("assistant", "two"), said("user", "three"), said("assistant", "four")
-    )
+    example = chat(said("user", "one"), said("assistant", "two"), said("user", "three"), said("assistant", "four"))
     first, second = render(example, tokenizer, split_turns=True, prompt_loss_weight=0.1)
     assert learned(first, tokenizer) == ["two<|im_end|>"]
     assert learned(second, tokenizer) == ["four<|im_end|>"]
     assert list(second.tree.trunk) == prompt_tokens(tokenizer, example.messages[:3])
     weighted = zip(second.tree.trunk, second.tree.trunk_weights, strict=True)
-    assert (
-        tokenizer.decode([token for token, weight in weighted if weight == 0]) == "<|im_start|>two<|im_end|>"
-    )
+    assert tokenizer.decode([token for token, weight in weighted if weight == 0]) == "<|im_start|>two<|im_end|>"
 
 
 def test_a_template_that_rewrites_history_gives_a_tree_for_each_turn(tmp_path: Path) -> None:

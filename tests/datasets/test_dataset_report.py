@@ -53,10 +53,7 @@ def test_text_begins_with_the_verdict_and_shows_a_few_faults_of_each_kind(faulty
     assert first == "38 examples; 1 for validation."
     assert second == "2 errors, 9 warnings. Correct the errors before training."
     assert "  duplicate_example: 3 more" in rest
-    assert (
-        "  train_valid_overlap: (validation file) Line 1: the same example is line 2 of the training file."
-        in rest
-    )
+    assert "  train_valid_overlap: (validation file) Line 1: the same example is line 2 of the training file." in rest
     assert rest.index("Errors") < rest.index("Warnings") < rest.index("The file as a whole")
     assert text.endswith("\n")
 

@@ -66,9 +66,7 @@ def test_objects_come_back_as_they_were_written(
 
 
 near_json = st.lists(
-    st.sampled_from(
-        [b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"\r", b"\\", b"\\ud800", b"1e999", b"NaN"]
-    )
+    st.sampled_from([b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"\r", b"\\", b"\\ud800", b"1e999", b"NaN"])
     | st.binary(max_size=3),
     max_size=30,
 ).map(b"".join)
@@ -206,9 +204,7 @@ def test_a_chat_is_an_example() -> None:
 def test_a_prompt_with_completion_is_an_example() -> None:
     assert parse(Line(3, {"prompt": "a", "completion": "b"})) == Parsed(CompletionExample(3, "a", "b"), ())
     assert faults(parse(Line(3, {"prompt": "a"}))) == [("/completion", "missing_content", "error")]
-    assert faults(parse(Line(3, {"prompt": "", "completion": ""}))) == [
-        ("/completion", "empty_answer", "warn")
-    ]
+    assert faults(parse(Line(3, {"prompt": "", "completion": ""}))) == [("/completion", "empty_answer", "warn")]
 
 
 def test_the_old_function_form_becomes_the_tools_form() -> None:
@@ -277,9 +273,7 @@ def test_the_old_function_form_becomes_the_tools_form() -> None:
         ({"role": "assistant", "content": ""}, ("/messages/1/content", "empty_answer", "warn")),
     ],
 )
-def test_a_message_that_does_not_fit_is_a_fault_at_its_place(
-    message: Any, fault: tuple[str, str, str]
-) -> None:
+def test_a_message_that_does_not_fit_is_a_fault_at_its_place(message: Any, fault: tuple[str, str, str]) -> None:
     assert faults(chat(USER, message)) == [fault]
 
 

@@ -26,9 +26,7 @@ def pair(line: int, question: str, answer: str, **more: Any) -> ChatExample:
     return ChatExample(line, messages)
 
 
-def found(
-    comparison: Comparison, example: ChatExample | CompletionExample, file: str = "training"
-) -> list[str]:
+def found(comparison: Comparison, example: ChatExample | CompletionExample, file: str = "training") -> list[str]:
     return [f"{fault.code} {fault.message}" for fault in comparison.add(example, file)]  # type: ignore[arg-type]
 
 
@@ -36,9 +34,7 @@ def test_a_repeat_is_found_whatever_its_spaces_and_form() -> None:
     comparison = Comparison()
     assert found(comparison, pair(1, "What is\nit?", "Caf\u00e9")) == []
     parts = [{"type": "text", "text": " What  is it? "}]
-    repeat = ChatExample(
-        2, ({"role": "user", "content": parts}, {"role": "assistant", "content": "Cafe\u0301 "})
-    )
+    repeat = ChatExample(2, ({"role": "user", "content": parts}, {"role": "assistant", "content": "Cafe\u0301 "}))
     assert found(comparison, repeat) == ["duplicate_example Line 2: the same example is line 1."]
     assert found(comparison, pair(3, "What is it?", "Café", weight=1)) != []
 
@@ -48,9 +44,7 @@ def test_another_answer_to_the_same_prompt_is_a_contradiction() -> None:
     found(comparison, pair(1, "Capital?", "Paris"))
     said = "contradictory_answers Line 2: line 1 answers the same prompt otherwise."
     assert found(comparison, pair(2, "Capital?", "Rome")) == [said]
-    assert found(comparison, pair(3, "Capital?", "Rome")) == [
-        "duplicate_example Line 3: the same example is line 2."
-    ]
+    assert found(comparison, pair(3, "Capital?", "Rome")) == ["duplicate_example Line 3: the same example is line 2."]
     assert found(comparison, pair(4, "Other?", "Rome")) == []
 
 

@@ -189,9 +189,7 @@ def test_a_chat_is_brought_into_the_form_that_templates_expect(tokenizer: Tokeni
         {"role": "tool", "tool_call_id": "c1", "content": "3"},
         {"role": "assistant", "content": "No."},
     ]
-    assert tokenizer.render_chat(given_chat, tools=[WEATHER]) == tokenizer.render_chat(
-        plain_chat, tools=[WEATHER]
-    )
+    assert tokenizer.render_chat(given_chat, tools=[WEATHER]) == tokenizer.render_chat(plain_chat, tools=[WEATHER])
 
 
 @pytest.mark.parametrize(("arguments", "shown"), [("", "{}"), ("{broken", '"{broken"')])

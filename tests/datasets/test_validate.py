@@ -146,9 +146,7 @@ def test_every_fault_of_a_file_is_reported_at_once() -> None:
     assert report.n_examples == 3
 
 
-@pytest.mark.parametrize(
-    ("count", "minimum", "is_ok"), [(9, 10, False), (10, 10, True), (1, 1, True), (0, 0, True)]
-)
+@pytest.mark.parametrize(("count", "minimum", "is_ok"), [(9, 10, False), (10, 10, True), (1, 1, True), (0, 0, True)])
 def test_a_file_needs_its_least_number_of_examples(count: int, minimum: int, is_ok: bool) -> None:
     assert check(file_of(*chats(count)), min_examples=minimum).ok is is_ok
 

@@ -243,9 +243,7 @@ CHATML = (
 def test_a_chatml_template_without_tools_becomes_ours_with_its_own_system_text(tmp_path):
     directory = converted(write_gguf(tmp_path / "m.gguf", random_weights(), chat_template=CHATML))
     template = (directory / "chat_template.jinja").read_text()
-    assert template == gguf.CHATML_TEMPLATE.read_text().replace(
-        gguf.CHATML_SYSTEM, "You are Tiny, made of bytes"
-    )
+    assert template == gguf.CHATML_TEMPLATE.read_text().replace(gguf.CHATML_SYSTEM, "You are Tiny, made of bytes")
     assert gguf.CHATML_SYSTEM in gguf.CHATML_TEMPLATE.read_text()
 
 

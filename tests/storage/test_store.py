@@ -27,9 +27,7 @@ def store(tmp_path, clock):
 
 
 def file(name: str, **changes: object) -> File:
-    made = File(
-        id=f"file-{name}", bytes=1, created_at=1, filename=f"{name}.jsonl", purpose="fine-tune", sha256=SHA
-    )
+    made = File(id=f"file-{name}", bytes=1, created_at=1, filename=f"{name}.jsonl", purpose="fine-tune", sha256=SHA)
     return replace(made, **changes)
 
 
@@ -282,9 +280,7 @@ def test_a_model_is_found_under_its_checkpoints_id(store):
     store.add_job(job("1"))
     store.add_model(model("ft:x:ckpt-step-2"))
     store.add_checkpoint(
-        Checkpoint(
-            id="ftckpt_1", job_id="ftjob-1", created_at=1, model="ft:x:ckpt-step-2", step=2, metrics={}
-        )
+        Checkpoint(id="ftckpt_1", job_id="ftjob-1", created_at=1, model="ft:x:ckpt-step-2", step=2, metrics={})
     )
     assert store.get_model("ftckpt_1").id == "ft:x:ckpt-step-2"
     assert store.get_checkpoint("ft:x:ckpt-step-2").id == "ftckpt_1"
@@ -430,9 +426,7 @@ def test_the_events_of_a_job_are_its_own(store):
 
 def test_a_checkpoint_of_a_step_is_kept_once(store):
     store.add_job(job("1"))
-    first = Checkpoint(
-        id="ftckpt_1", job_id="ftjob-1", created_at=1, model="m", step=2, metrics={"train_loss": 0.5}
-    )
+    first = Checkpoint(id="ftckpt_1", job_id="ftjob-1", created_at=1, model="m", step=2, metrics={"train_loss": 0.5})
     assert store.add_checkpoint(first) == first
     assert store.add_checkpoint(replace(first, id="ftckpt_2")) == first
     assert store.list_checkpoints("ftjob-1").data == [first]

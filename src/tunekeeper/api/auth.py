@@ -37,9 +37,7 @@ class Auth:
                     "`tunekeeper keys create` makes one on the server's machine."
                 )
             if await run_sync(self._store.find_key, secret) is None:
-                raise Unauthenticated(
-                    "This API key is not known here. `tunekeeper keys list` shows the known ones."
-                )
+                raise Unauthenticated("This API key is not known here. `tunekeeper keys list` shows the known ones.")
         await self._app(scope, receive, send)
 
 

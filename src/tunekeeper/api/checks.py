@@ -65,9 +65,7 @@ class FileChecks:
                 if fault.level == "error"
             ]
             details = json.dumps(faults[:_FAULTS_SHOWN], ensure_ascii=False) if not report.ok else None
-            self._store.update_file(
-                file.id, status="processed" if report.ok else "error", status_details=details
-            )
+            self._store.update_file(file.id, status="processed" if report.ok else "error", status_details=details)
         except NotFound:
             _log.info("%s was deleted before it was checked", file.id)
         except Exception as error:

@@ -137,9 +137,7 @@ class Envelope:
 
 
 def _unexpected(request_id: str) -> TunekeeperError:
-    return TunekeeperError(
-        f"The server failed on this request. Its log says more under the request id {request_id}."
-    )
+    return TunekeeperError(f"The server failed on this request. Its log says more under the request id {request_id}.")
 
 
 def _type_of(status: int) -> str:

@@ -89,9 +89,7 @@ def content(file_id: str, services: ServicesDep) -> Response:
     if not path.exists():
         raise NotFound(f"The content of {file_id} is gone from the server's disk.", param="id")
     disposition = f"attachment; filename*=utf-8''{quote(file.filename, safe='')}"
-    return FileResponse(
-        path, media_type="application/octet-stream", headers={"content-disposition": disposition}
-    )
+    return FileResponse(path, media_type="application/octet-stream", headers={"content-disposition": disposition})
 
 
 @router.post("/files/{file_id}/validate", dependencies=[known_query("method")])

@@ -16,9 +16,7 @@ RECEIVE_TIMEOUT_S = 60.0
 class Intake:
     """Limits the size of a body while it arrives, and the pauses in it."""
 
-    def __init__(
-        self, app: ASGIApp, *, settings: Settings, receive_timeout_s: float = RECEIVE_TIMEOUT_S
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, receive_timeout_s: float = RECEIVE_TIMEOUT_S) -> None:
         self._app = app
         self._settings = settings
         self._timeout_s = receive_timeout_s

@@ -27,9 +27,7 @@ DELETED_SUFFIX = ".deleted"
 @router.get("/models", dependencies=[known_query()])
 async def list_models(services: ServicesDep) -> Json:
     """List every model that a request may name."""
-    stored, upstream = await asyncio.gather(
-        run_sync(services.store.list_models), services.answers.upstream_models()
-    )
+    stored, upstream = await asyncio.gather(run_sync(services.store.list_models), services.answers.upstream_models())
     by_id = {model.id: model for model in stored}
     shown = {model.id: _wire(model, by_id) for model in stored}
     for entry in upstream:

@@ -28,9 +28,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 class Form:
     """What a multipart body held: text fields and exactly one file."""
 
-    def __init__(
-        self, *, file_field: str, fields: Collection[str], writer: BlobWriter, max_bytes: int
-    ) -> None:
+    def __init__(self, *, file_field: str, fields: Collection[str], writer: BlobWriter, max_bytes: int) -> None:
         self.fields: dict[str, str] = {}
         self.filename = ""
         self._file_field = file_field
@@ -128,9 +126,7 @@ class Form:
                 code="invalid_type",
             )
         if self._has_file:
-            raise InvalidRequest(
-                f"'{self._name}' was sent twice; one request takes one file.", param=self._name
-            )
+            raise InvalidRequest(f"'{self._name}' was sent twice; one request takes one file.", param=self._name)
         self._has_file = True
         self._text = None
         # Some clients send a whole path; only its last part is the file's name.
@@ -141,9 +137,7 @@ class Form:
         if self._text is not None:
             self._text += data[start:end]
             if len(self._text) > _MAX_FIELD_BYTES:
-                raise InvalidRequest(
-                    f"'{self._name}' is longer than {_MAX_FIELD_BYTES} bytes.", param=self._name
-                )
+                raise InvalidRequest(f"'{self._name}' is longer than {_MAX_FIELD_BYTES} bytes.", param=self._name)
             return
         if self._writer.size + end - start > self._max_bytes:
             raise TooLarge(

@@ -133,9 +133,7 @@ def check_method(method: str) -> None:
     """Raises Unsupported for a method that has no format here."""
     if method not in _FORMATS:
         known = ", ".join(_FORMATS)
-        raise Unsupported(
-            f"There is no training format for the method {method!r}; use {known}.", param="method"
-        )
+        raise Unsupported(f"There is no training format for the method {method!r}; use {known}.", param="method")
 
 
 def read_examples(stream: BinaryIO, *, method: str = "supervised") -> Iterator[Example]:
@@ -155,16 +153,12 @@ def _skip_line(stream: BinaryIO) -> None:
 
 
 def _empty_line(number: int) -> Fault:
-    return Fault(
-        number, "", "empty_line", "error", f"Line {number} is empty. Remove it: each line is one example."
-    )
+    return Fault(number, "", "empty_line", "error", f"Line {number} is empty. Remove it: each line is one example.")
 
 
 def _line_too_long(number: int) -> Fault:
     limit = MAX_LINE_BYTES // 1024**2
-    message = (
-        f"Line {number} is longer than {limit} MiB. Split the example, or put each example on its own line."
-    )
+    message = f"Line {number} is longer than {limit} MiB. Split the example, or put each example on its own line."
     return Fault(number, "", "line_too_long", "error", message)
 
 
@@ -176,21 +170,15 @@ def _read_line(number: int, raw: bytes) -> Line | Fault:
         return fault("non_utf8", f"Line {number} is UTF-16. Save the file as UTF-8.")
     if b"\0" in raw:
         at = raw.index(b"\0") + 1
-        return fault(
-            "nul_byte", f"Line {number} has a NUL at byte {at}. Remove it, or save the file as UTF-8."
-        )
+        return fault("nul_byte", f"Line {number} has a NUL at byte {at}. Remove it, or save the file as UTF-8.")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return fault(
-            "non_utf8", f"Line {number} is not UTF-8 at byte {error.start + 1}. Save the file as UTF-8."
-        )
+        return fault("non_utf8", f"Line {number} is not UTF-8 at byte {error.start + 1}. Save the file as UTF-8.")
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        return fault(
-            "json_parse", f"Line {number} is not JSON at column {error.colno}: {error.msg}. {_ONE_OBJECT}"
-        )
+        return fault("json_parse", f"Line {number} is not JSON at column {error.colno}: {error.msg}. {_ONE_OBJECT}")
     except ValueError as error:
         return fault("json_parse", f"Line {number} is not JSON that can be used: {error}.")
     except RecursionError:
@@ -200,9 +188,7 @@ def _read_line(number: int, raw: bytes) -> Line | Fault:
     if text.count("{") + text.count("[") > MAX_DEPTH and not _is_shallow(value):
         return _too_deep(number)
     if "\\u" in text and _has_half_surrogate(value):
-        message = (
-            f"Line {number} has half of a surrogate pair (\\ud800 to \\udfff). Write the whole character."
-        )
+        message = f"Line {number} has half of a surrogate pair (\\ud800 to \\udfff). Write the whole character."
         return fault("non_utf8", message)
     return Line(number, value)
 
@@ -303,9 +289,7 @@ def _supervised(shape: _Shape, value: Json) -> Example | None:
         hint = (
             "The line looks like a preference pair: use the method dpo for it."
             if "preferred_output" in value
-            else (
-                'Write {"messages": [...]}, or {"prompt": ..., "completion": ...} for a model without chat.'
-            )
+            else ('Write {"messages": [...]}, or {"prompt": ..., "completion": ...} for a model without chat.')
         )
         shape.fault("", "missing_messages", f'"messages" is missing. {hint}')
         return None
@@ -319,13 +303,9 @@ def _completion(shape: _Shape, value: Json) -> Example | None:
     shape.unknown_keys(value, _COMPLETION_KEYS, "")
     for key in sorted(_COMPLETION_KEYS):
         if not isinstance(value.get(key), str):
-            shape.fault(
-                f"/{key}", "missing_content", f'"{key}" must be a text; it is {_kind(value.get(key))}.'
-            )
+            shape.fault(f"/{key}", "missing_content", f'"{key}" must be a text; it is {_kind(value.get(key))}.')
     if value.get("completion") == "":
-        shape.fault(
-            "/completion", "empty_answer", "the completion is empty: the model learns to say nothing.", "warn"
-        )
+        shape.fault("/completion", "empty_answer", "the completion is empty: the model learns to say nothing.", "warn")
     return CompletionExample(shape.line, value.get("prompt", ""), value.get("completion", ""))
 
 
@@ -389,9 +369,7 @@ def _tool(shape: _Shape, tool: Any, pointer: str, function_pointer: str, names: 
     else:
         names.add(name)
     if not isinstance(function.get("parameters", {}), dict):
-        shape.fault(
-            f"{function_pointer}/parameters", "bad_tool", "parameters must be a JSON schema, an object."
-        )
+        shape.fault(f"{function_pointer}/parameters", "bad_tool", "parameters must be a JSON schema, an object.")
     if not isinstance(function.get("description", ""), str):
         shape.fault(f"{function_pointer}/description", "bad_tool", "the description must be a text.")
 
@@ -399,17 +377,13 @@ def _tool(shape: _Shape, tool: Any, pointer: str, function_pointer: str, names: 
 def _message(shape: _Shape, given: Any, pointer: str, index: int) -> Message:
     """The message in today's form; its faults go to `shape`."""
     if not isinstance(given, dict):
-        shape.fault(
-            pointer, "bad_role", f"a message must be an object with role and content; it is {_kind(given)}."
-        )
+        shape.fault(pointer, "bad_role", f"a message must be an object with role and content; it is {_kind(given)}.")
         return {"role": "user", "content": ""}
     message = _modern(given, index)
     shape.unknown_keys(message, _MESSAGE_KEYS, pointer)
     role = message.get("role")
     if role not in ROLES:
-        shape.fault(
-            f"{pointer}/role", "bad_role", f"the role is {_show(role)}; it must be one of {', '.join(ROLES)}."
-        )
+        shape.fault(f"{pointer}/role", "bad_role", f"the role is {_show(role)}; it must be one of {', '.join(ROLES)}.")
         return message
     call_pointer = f"{pointer}/function_call" if "function_call" in given else None
     _check_calls(shape, message, pointer, call_pointer)
@@ -423,9 +397,7 @@ def _message(shape: _Shape, given: Any, pointer: str, index: int) -> Message:
         )
     for key in ("name", "refusal", "reasoning_content"):
         if not isinstance(message.get(key), str | None):
-            shape.fault(
-                f"{pointer}/{key}", "bad_value", f"{key} must be a text; it is {_kind(message[key])}."
-            )
+            shape.fault(f"{pointer}/{key}", "bad_value", f"{key} must be a text; it is {_kind(message[key])}.")
     return message
 
 
@@ -433,9 +405,7 @@ def _modern(given: Message, index: int) -> Message:
     """`function_call` becomes the one entry of `tool_calls`; a function's message becomes a tool's."""
     message = {key: value for key, value in given.items() if key != "function_call"}
     if isinstance(given.get("function_call"), dict):
-        message["tool_calls"] = [
-            {"id": f"call_{index}", "type": "function", "function": given["function_call"]}
-        ]
+        message["tool_calls"] = [{"id": f"call_{index}", "type": "function", "function": given["function_call"]}]
     if given.get("role") == "function":
         message["role"] = "tool"
     return message
@@ -500,9 +470,7 @@ def _check_weight(shape: _Shape, message: Message, pointer: str) -> None:
     if isinstance(weight, bool) or weight not in (0, 1):
         shape.fault(f"{pointer}/weight", "bad_weight", f"the weight is {_show(weight)}; it must be 0 or 1.")
     elif message["role"] != "assistant":
-        shape.fault(
-            f"{pointer}/weight", "bad_weight", "only an assistant message can have a weight. Remove it."
-        )
+        shape.fault(f"{pointer}/weight", "bad_weight", "only an assistant message can have a weight. Remove it.")
 
 
 def _check_calls(shape: _Shape, message: Message, pointer: str, call_pointer: str | None) -> None:

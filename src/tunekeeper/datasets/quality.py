@@ -195,13 +195,9 @@ class Labels:
         (most, often), (least, seldom) = next(iter(counts.items())), list(counts.items())[-1]
         summary = f"The answers are {len(counts)} labels: {_shown(most)} is {often / total:.0%} of {total}"
         if often < 0.8 * total and often < 10 * seldom:
-            return Finding(
-                "label_balance", "info", f"{summary}, {_shown(least)} {seldom / total:.0%}.", total
-            )
+            return Finding("label_balance", "info", f"{summary}, {_shown(least)} {seldom / total:.0%}.", total)
         advice = "The model may learn to say the frequent one; add examples of the rare ones."
-        return Finding(
-            "label_imbalance", "warn", f"{summary}, {_shown(least)} {seldom / total:.1%}. {advice}", total
-        )
+        return Finding("label_imbalance", "warn", f"{summary}, {_shown(least)} {seldom / total:.1%}. {advice}", total)
 
 
 def sensitive_faults(example: Example, file: FileRole = "training") -> Iterator[Fault]:
@@ -251,9 +247,7 @@ def _prompt_and_answer(example: Example) -> tuple[str, str]:
 
 
 def _essence(message: Message) -> list[str]:
-    calls = [
-        [call["function"]["name"], call["function"]["arguments"]] for call in message.get("tool_calls") or ()
-    ]
+    calls = [[call["function"]["name"], call["function"]["arguments"]] for call in message.get("tool_calls") or ()]
     content = text_of(message.get("content")) or message.get("refusal") or ""
     return [message["role"], _normal(content), *(_normal(text) for call in calls for text in call)]
 

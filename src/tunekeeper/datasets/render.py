@@ -77,9 +77,7 @@ def prompt_tokens(
     parallel_tool_calls: bool | None = None,
 ) -> list[int]:
     """`prompt_text` as tokens: what serving sends and what training's trunks hold."""
-    return tokenizer.encode(
-        prompt_text(tokenizer, messages, tools=tools, parallel_tool_calls=parallel_tool_calls)
-    )
+    return tokenizer.encode(prompt_text(tokenizer, messages, tools=tools, parallel_tool_calls=parallel_tool_calls))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +112,7 @@ def _completion_tree(example: CompletionExample, tokenizer: Tokenizer, prompt_lo
     return _tree(example.line, _Segment(prompt, weights), [_Segment(answer, [1.0] * len(answer))])
 
 
-def _chat_trees(
-    example: ChatExample, tokenizer: Tokenizer, prompt_loss_weight: float, split_turns: bool
-) -> list[Tree]:
+def _chat_trees(example: ChatExample, tokenizer: Tokenizer, prompt_loss_weight: float, split_turns: bool) -> list[Tree]:
     is_needed = {n: example.is_trained(n) or prompt_loss_weight > 0 for n in range(len(example.messages))}
     turns = {
         n: _turn(example, tokenizer, n)
@@ -136,9 +132,7 @@ def _chat_trees(
 def _turn(example: ChatExample, tokenizer: Tokenizer, index: int) -> _Turn:
     """Where the assistant message at `index` begins and ends in the rendered text."""
     before, message = example.messages[:index], example.messages[index]
-    write = partial(
-        tokenizer.render_chat, tools=example.tools, parallel_tool_calls=example.parallel_tool_calls
-    )
+    write = partial(tokenizer.render_chat, tools=example.tools, parallel_tool_calls=example.parallel_tool_calls)
     through = write(example.messages[: index + 1])
     prompt = write(before, add_generation_prompt=True) if before else None
     if prompt is not None and through.startswith(prompt):
@@ -197,9 +191,7 @@ class _PromptWeights:
         tokens = tokenizer.encode(text, continues=continues)
         if not self._weight or not self._silent:
             return _Segment(tokens, [self._weight] * len(tokens))
-        spans = [
-            (first + start, last + start) for first, last in tokenizer.offsets(text, continues=continues)
-        ]
+        spans = [(first + start, last + start) for first, last in tokenizer.offsets(text, continues=continues)]
         return _Segment(tokens, [0.0 if self._is_silent(span) else self._weight for span in spans])
 
     def _is_silent(self, span: tuple[int, int]) -> bool:

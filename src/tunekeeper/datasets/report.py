@@ -148,13 +148,9 @@ def _plural(count: int, noun: str) -> str:
 
 def _size(report: Report) -> str:
     tokens = (
-        ""
-        if report.n_tokens is None
-        else f", {report.n_tokens:,} tokens, {report.trained_tokens:,} of them learned"
+        "" if report.n_tokens is None else f", {report.n_tokens:,} tokens, {report.trained_tokens:,} of them learned"
     )
-    held_out = (
-        "" if report.n_validation_examples is None else f"; {report.n_validation_examples:,} for validation"
-    )
+    held_out = "" if report.n_validation_examples is None else f"; {report.n_validation_examples:,} for validation"
     return _plural(report.n_examples, "example") + tokens + held_out
 
 
@@ -172,11 +168,7 @@ def _fault_blocks(report: Report) -> list[str]:
         for fault in report.faults:
             if fault.level == level:
                 by_code.setdefault(fault.code, []).append(fault)
-        lines = [
-            line
-            for code, faults in by_code.items()
-            for line in _fault_lines(code, faults, report.counts[code])
-        ]
+        lines = [line for code, faults in by_code.items() for line in _fault_lines(code, faults, report.counts[code])]
         if lines:
             blocks.append("\n".join([title, *lines]))
     return blocks

@@ -56,9 +56,7 @@ class Tokenizer:
         self._added = {n: str(token.content) for n, token in core.get_added_tokens_decoder().items()}
         self.bos_id: int | None = self._id(self._special.get("bos_token"))
         starts = core.encode("", add_special_tokens=True).ids
-        self.add_bos: bool = (
-            (self.bos_id in starts) if add_bos is None else add_bos and self.bos_id is not None
-        )
+        self.add_bos: bool = (self.bos_id in starts) if add_bos is None else add_bos and self.bos_id is not None
         self.vocab_size: int = max(core.get_vocab(with_added_tokens=True).values()) + 1
 
     @classmethod
@@ -217,9 +215,7 @@ class Tokenizer:
     def _declare_special(self) -> None:
         """Parse the named special tokens as one token, also where tokenizer.json forgets to say so."""
         added = {str(token.content) for token in self._core.get_added_tokens_decoder().values()}
-        forgotten = {
-            text for text in self._special.values() if text not in added and self._id(text) is not None
-        }
+        forgotten = {text for text in self._special.values() if text not in added and self._id(text) is not None}
         self._core.add_special_tokens(
             [tokenizers.AddedToken(text, special=True, normalized=False) for text in sorted(forgotten)]
         )
@@ -352,9 +348,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:

@@ -36,9 +36,7 @@ Problem = tuple[str, Level, str]
 """JSON pointer, level, and what to do."""
 Check = Callable[[ChatExample], Iterable[Problem]]
 
-COMMON_SPECIAL_TOKENS = frozenset(
-    {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|begin_of_text|>"}
-)
+COMMON_SPECIAL_TOKENS = frozenset({"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|begin_of_text|>"})
 """What is looked for while the model is not known."""
 
 
@@ -103,9 +101,7 @@ def tool_result_without_call(example: ChatExample) -> Iterator[Problem]:
         waiting |= {call["id"] for call in message.get("tool_calls") or ()}
         if message["role"] == "tool":
             if message["tool_call_id"] not in waiting:
-                text = (
-                    f"no call before it has the id {message['tool_call_id']!r}, or it was answered already."
-                )
+                text = f"no call before it has the id {message['tool_call_id']!r}, or it was answered already."
                 yield f"/messages/{n}/tool_call_id", "error", text
             waiting.discard(message["tool_call_id"])
 
@@ -177,18 +173,14 @@ class _Tally:
 class _Checker:
     """Reads files and puts what it finds together."""
 
-    def __init__(
-        self, method: str, tokenizer: Tokenizer | None, max_tokens: int | None, log: FaultLog
-    ) -> None:
+    def __init__(self, method: str, tokenizer: Tokenizer | None, max_tokens: int | None, log: FaultLog) -> None:
         self._method = method
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._log = log
         self._comparison = Comparison()
         special = COMMON_SPECIAL_TOKENS if tokenizer is None else tokenizer.special_tokens
-        self._special = re.compile(
-            "|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)"
-        )
+        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
 
     def read(self, stream: BinaryIO, file: FileRole, min_examples: int) -> _Tally:
         """Check every line of one file."""
@@ -253,9 +245,7 @@ class _Checker:
                 # People write whole prompts, control tokens too, for models that take no messages.
                 forges = token in control and not isinstance(example, CompletionExample)
                 message = f"{token!r} is read as one special token, not as text. Write it otherwise."
-                yield _fault(
-                    example, "special_token_in_text", "error" if forges else "warn", message, pointer
-                )
+                yield _fault(example, "special_token_in_text", "error" if forges else "warn", message, pointer)
 
     def _token_faults(self, example: Example, tokenizer: Tokenizer, tally: _Tally) -> Iterator[Fault]:
         try:
@@ -292,9 +282,7 @@ def _file_faults(tally: _Tally, file: FileRole, min_examples: int) -> Iterator[F
 def _mixed_formats(example: Example, tally: _Tally) -> Iterator[Fault]:
     tally.format = tally.format or type(example)
     if not isinstance(example, tally.format):
-        message = (
-            "the lines before it have the other format. Use messages, or prompt and completion, throughout."
-        )
+        message = "the lines before it have the other format. Use messages, or prompt and completion, throughout."
         yield _fault(example, "mixed_formats", "error", message)
 
 

@@ -114,9 +114,7 @@ class Store:
             if present is not None:
                 raise InvalidState(f"There is another file with the id {file.id}.", param="id")
             if blob_exists is not None and not blob_exists(file.sha256):
-                raise Unavailable(
-                    "The same bytes were being deleted while they arrived. Send the file again."
-                )
+                raise Unavailable("The same bytes were being deleted while they arrived. Send the file again.")
             _insert(tx, db.files, file)
         return file
 
@@ -129,9 +127,7 @@ class Store:
         self, purpose: str | None = None, after: str | None = None, limit: int = 10_000, order: Order = "desc"
     ) -> Page[File]:
         """The files that have not expired, newest first unless `order` is asc."""
-        where: list[ColumnElement[bool]] = [
-            or_(db.files.c.expires_at.is_(None), db.files.c.expires_at > self.now())
-        ]
+        where: list[ColumnElement[bool]] = [or_(db.files.c.expires_at.is_(None), db.files.c.expires_at > self.now())]
         if purpose is not None:
             where.append(db.files.c.purpose == purpose)
         with self._read() as tx:
@@ -215,9 +211,7 @@ class Store:
         with self._write() as tx:
             self._pending_upload(tx, part.upload_id)
             if blob_exists is not None and not blob_exists(part.sha256):
-                raise Unavailable(
-                    "The same bytes were being deleted while they arrived. Send the part again."
-                )
+                raise Unavailable("The same bytes were being deleted while they arrived. Send the part again.")
             _insert(tx, db.upload_parts, part)
         return part
 
@@ -225,9 +219,7 @@ class Store:
         """The parts of an upload, as they arrived."""
         table = db.upload_parts
         with self._read() as tx:
-            return _load_all(
-                tx, select(table).where(table.c.upload_id == upload_id).order_by(table.c.seq), UploadPart
-            )
+            return _load_all(tx, select(table).where(table.c.upload_id == upload_id).order_by(table.c.seq), UploadPart)
 
     def complete_upload(
         self, upload_id: str, file: File, *, blob_exists: Callable[[str], bool] | None = None
@@ -369,9 +361,7 @@ class Store:
         with self._read() as tx:
             return _load_all(tx, select(db.jobs).where(_unfinished()).order_by(db.jobs.c.seq), Job)
 
-    def claim_job(
-        self, owner: str, lease_s: float, *, statuses: Iterable[JobStatus] = _CLAIMABLE
-    ) -> Job | None:
+    def claim_job(self, owner: str, lease_s: float, *, statuses: Iterable[JobStatus] = _CLAIMABLE) -> Job | None:
         """Take the oldest job of these states that nobody holds, or whose holder fell silent; or None."""
         now = self._clock.now()
         jobs = db.jobs.c
@@ -389,9 +379,7 @@ class Store:
         """Hold the job for longer; False: another worker has it, or it is gone."""
         mine = and_(db.jobs.c.id == job_id, db.jobs.c.lease_owner == owner)
         with self._write() as tx:
-            result = tx.execute(
-                update(db.jobs).where(mine).values(lease_expires_at=self._clock.now() + lease_s)
-            )
+            result = tx.execute(update(db.jobs).where(mine).values(lease_expires_at=self._clock.now() + lease_s))
             return result.rowcount == 1
 
     def release_lease(self, job_id: str, owner: str) -> None:
@@ -434,9 +422,7 @@ class Store:
         }
         with self._write() as tx:
             _get(tx, db.jobs, Job, job_id, "FineTuningJob")
-            tx.execute(
-                insert_or(db.events).values(row).on_conflict_do_nothing(index_elements=["job_id", "key"])
-            )
+            tx.execute(insert_or(db.events).values(row).on_conflict_do_nothing(index_elements=["job_id", "key"]))
 
     def list_events(self, job_id: str, after: str | None = None, limit: int = 20) -> Page[Event]:
         """The job's events, newest first; raises NotFound for an unknown job."""
@@ -452,9 +438,7 @@ class Store:
         with self._write() as tx:
             _get(tx, db.jobs, Job, checkpoint.job_id, "FineTuningJob")
             tx.execute(
-                insert_or(table)
-                .values(_values(checkpoint))
-                .on_conflict_do_nothing(index_elements=["job_id", "step"])
+                insert_or(table).values(_values(checkpoint)).on_conflict_do_nothing(index_elements=["job_id", "step"])
             )
             return _load_all(tx, select(table).where(same), Checkpoint)[0]
 
@@ -487,9 +471,7 @@ class Store:
         table = db.permissions
         with self._write() as tx:
             for project_id in project_ids:
-                row = Permission(
-                    id=new_id("cp_"), checkpoint=checkpoint, created_at=self.now(), project_id=project_id
-                )
+                row = Permission(id=new_id("cp_"), checkpoint=checkpoint, created_at=self.now(), project_id=project_id)
                 tx.execute(insert_or(table).values(asdict(row)).on_conflict_do_nothing())
             query = select(table).where(table.c.checkpoint == checkpoint, table.c.project_id.in_(project_ids))
             return _load_all(tx, query.order_by(table.c.seq), Permission)

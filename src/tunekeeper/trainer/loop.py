@@ -45,12 +45,14 @@ class Sums:
     weight: float = 0.0
 
     def add(self, packed: Packed, logprob_N: Tensor, right_N: Tensor) -> None:
+        """Take in a batch."""
         weight_N = packed.weight_N.to(logprob_N.device)
         self.loss -= float((logprob_N.detach() * weight_N).sum())
         self.right += float((right_N * weight_N).sum())
         self.weight += float(packed.weight_N.sum())
 
     def means(self) -> tuple[float, float]:
+        """Mean loss and mean token accuracy."""
         return self.loss / max(self.weight, 1e-9), self.right / max(self.weight, 1e-9)
 
 
