@@ -3,9 +3,6 @@
 A product of a few rows with a large matrix, which is what generating is, spends most of its time on fetching the
 matrix. Several rows: oneDNN orders it once, so that all cores fetch it as they need it. One row: a matrix with more
 outputs than inputs is fetched faster transposed, and by one core, which waits for no other.
-
-Measured on two cores with AVX2 and SmolLM2-135M, against the plain product: one row 1.35 times as fast, 16 rows 1.66
-times, the head alone 1.8 and 2.6 times.
 """
 
 from collections.abc import Callable, Mapping, Sequence
