@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunekeeper.inference.answers import SPIN_COUNT
+from tunekeeper.models.process import prepare_process
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # as the server does; it serves transformers too
+prepare_process()  # as the server does; it serves transformers too
 
 import torch
 import transformers

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tunekeeper.jobs.executor import KEEP_PAGES
+from tunekeeper.models.process import prepare_process
 
 RANK, ALPHA, LEARNING_RATE = 16, 32, 2e-4
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -142,8 +142,7 @@ def child(args: argparse.Namespace, side: str) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.train", "--child", name, "--dtype", dtype or "fp32"]
     command += ["--model", str(args.model), "--steps", str(args.steps), "--batch", str(args.batch)]
     command += ["--threads", str(args.threads)]
-    keeping = {} if name == "stock" else KEEP_PAGES
-    env = {**os.environ, **keeping, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
@@ -152,14 +151,14 @@ def child(args: argparse.Namespace, side: str) -> dict[str, Any]:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Interleaved rounds of every side."""
+    """Interleaved rounds of every side; the stock one in the first round only."""
     from tunekeeper.models.load import DTYPES, compute_dtype
 
     own = next(name for name, dtype in DTYPES.items() if dtype == compute_dtype("auto"))
     sides = [f"ours {own}", "trl fp32"] + (["trl bf16"] if own == "bf16" or args.all else []) + ["stock fp32"]
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(args.rounds):
-        for side in sides:
+        for side in sides if number == 0 else sides[:-1]:  # the stock run is slow, and shown for orientation
             runs[side].append(child(args, side))
             last = runs[side][-1]
             print(f"round {number + 1}, {side}: {statistics.median(last['seconds']):.2f} s a step", file=sys.stderr)
@@ -203,6 +202,8 @@ def main() -> None:
     args.stock = args.child == "stock"
     args.out = Path(os.environ.get("TMPDIR", "/tmp")) / "tunekeeper-benchmark"
     if args.child:
+        if args.child != "stock":
+            prepare_process()
         result = (run_ours if args.child == "ours" else run_trl)(args)
         result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(json.dumps(result))

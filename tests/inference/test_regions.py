@@ -52,3 +52,13 @@ def test_regions_never_overlap_and_none_is_lost(total, actions):
     for region in taken:
         regions.give_back(region)
     assert regions.take(regions.largest) is not None
+
+
+def test_a_high_region_is_the_very_last_and_leaves_the_rest_whole():
+    regions = Regions(1024)
+    high = regions.take(128, high=True)
+    assert high == Region(896, 128)
+    assert regions.take(512) == Region(0, 512)
+    assert regions.n_free == 384
+    regions.give_back(high)
+    assert regions.n_free == 512

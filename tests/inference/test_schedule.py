@@ -33,7 +33,7 @@ def test_a_prompt_that_begins_alike_is_copied():
     scheduler.add(track)
     step = scheduler.plan(100)
     assert track.n_cached == 3
-    assert [item.n for item in step.copies] == [3]
+    assert [item.n for item in step.copies if item.target == track.region] == [3]
     assert [item.n for item in step.work] == [1]
 
 
@@ -178,3 +178,23 @@ def test_regions_of_one_size_at_one_distance_are_one_run():
     assert even_runs(at) == [(0, 3), (3, 5)]
     assert even_runs([Region(0, 64), Region(64, 128), Region(192, 128)]) == [(0, 1), (1, 3)]
     assert even_runs([]) == []
+
+
+def test_what_is_kept_makes_way_for_those_that_run():
+    scheduler = Scheduler(4096, 8)
+    tracks = [Track([i, *range(20)]) for i in range(6)]
+    for track in tracks[:5]:
+        scheduler.add(track)
+    scheduler.done(scheduler.plan(500))
+    scheduler.remove(tracks[1])
+    scheduler.remove(tracks[3])
+    scheduler.add(tracks[5])
+    step = scheduler.plan(500)
+    assert [item.n for item in step.copies] == [21, 21], "what they computed went to the far end"
+    assert {item.target.start for item in step.copies} == {4032, 3968}
+    assert tracks[5].region is not None
+    assert tracks[5].region.start < 5 * 128, "the new one lies in the gap, beside the others"
+    again = Track([1, *range(20)])
+    scheduler.add(again)
+    scheduler.plan(500)
+    assert again.n_cached == 20

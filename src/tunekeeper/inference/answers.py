@@ -9,7 +9,6 @@ torch.
 """
 
 import asyncio
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
@@ -26,6 +25,7 @@ from tunekeeper.inference.params import Piece, Sampling, TokenLogprob
 from tunekeeper.inference.pythonic import PythonicStream
 from tunekeeper.inference.remote import Remote
 from tunekeeper.inference.tools import CallStream, Part, Style, Words, style_of
+from tunekeeper.models.process import prepare_process
 from tunekeeper.settings import Settings
 from tunekeeper.types import Json, Message, Model
 
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from tunekeeper.models.lora import LoraAdapter
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-
-SPIN_COUNT = "1000"
-"""How often a waiting thread of torch looks before it sleeps: some microseconds."""
 
 MOST_ADAPTERS = 64
 """Adapters that one loaded base keeps in memory."""
@@ -189,9 +186,7 @@ class Answers:
         self._bases.pop(idle).engine.close()
 
     def _load(self, model: Model) -> _Base:
-        # Before torch is there: its threads else spin for milliseconds where they wait for each other, which takes
-        # the cores from a training job on the same machine, and from each other (five times slower when shared).
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+        prepare_process()
         try:
             import torch
 

@@ -35,7 +35,7 @@ from tunekeeper.models.lora import AdapterRows, LoraAdapter
 
 _log = logging.getLogger(__name__)
 
-STEP_SECONDS = 0.15
+STEP_SECONDS = 0.25
 """How long a step may take while requests generate: the prompts of others are cut into chunks that fit."""
 
 IDLE_FACTOR = 4

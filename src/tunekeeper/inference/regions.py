@@ -47,19 +47,20 @@ class Regions:
         """Token slots that belong to nobody."""
         return sum(region.size for region in self._free)
 
-    def take(self, size: int) -> Region | None:
-        """A region of this size, the lowest that fits best; None: there is none."""
+    def take(self, size: int, *, high: bool = False) -> Region | None:
+        """A region of this size, the lowest that fits best, or the very highest; None: there is none."""
         fits = [region for region in self._free if region.size >= size]
         if not fits:
             return None
-        region = min(fits, key=lambda r: (r.size, r.start))
+        region = max(fits, key=lambda r: r.start) if high else min(fits, key=lambda r: (r.size, r.start))
         self._free.remove(region)
-        return self.shrink(region, size)
+        return self.shrink(region, size, high=high)
 
-    def shrink(self, region: Region, size: int) -> Region:
-        """Give back all but the first `size` slots of a region that was taken."""
+    def shrink(self, region: Region, size: int, *, high: bool = False) -> Region:
+        """Give back all but the first (`high`: the last) `size` slots of a region that was taken."""
         while region.size > size:
-            region = Region(region.start, region.size // 2)
+            half = region.size // 2
+            region = Region(region.start + half if high else region.start, half)
             self._free.add(region.buddy)
         return region
 

@@ -116,8 +116,20 @@ class Scheduler:
             return
         del track.tokens[track.computed :]
         track.owner = None
-        track.region = self.regions.shrink(region, size_for(track.computed))
+        track.region = self._put_away(region, track.computed)
         self._kept.append(track)
+
+    def _put_away(self, region: Region, n_tokens: int) -> Region:
+        """Move what is kept to the far end: those that run stay close together, for their attention is one call."""
+        size = size_for(n_tokens)
+        shelf = self.regions.take(size, high=True)
+        if shelf is None or shelf.start < region.start:
+            if shelf is not None:
+                self.regions.give_back(shelf)
+            return self.regions.shrink(region, size)
+        self._copies.append(Copy(region, shelf, n_tokens))
+        self.regions.give_back(region)
+        return shelf
 
     def forget(self) -> None:
         """Drop all that is kept."""

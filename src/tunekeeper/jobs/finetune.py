@@ -35,6 +35,7 @@ from tunekeeper.jobs.prepare import Data, Desk, config_of, load_data, prepare
 from tunekeeper.jobs.progress import Progress
 from tunekeeper.jobs.results import checkpoint_metrics, history, metrics_data, metrics_message, results_csv
 from tunekeeper.jobs.submit import base_under, root_of
+from tunekeeper.models.process import prepare_process
 from tunekeeper.settings import load_settings
 from tunekeeper.storage.blobs import DirectoryBlobs
 from tunekeeper.storage.db import connect
@@ -407,6 +408,7 @@ def _note(job_id: str, error: TunekeeperError, store: Store) -> None:
 def main() -> None:
     """Run the phase; the lifeline is the standard input."""
     hold_lifeline()
+    prepare_process()
     parser = argparse.ArgumentParser()
     parser.add_argument("job_id")
     parser.add_argument("--home", type=Path, required=True)
