@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekeeper.demo.tasks import Task
-from tunekeeper.types import Message
 
 if TYPE_CHECKING:
     import openai
 
-AT_ONCE = 16
+AT_ONCE = 32
 MAX_ANSWER_TOKENS = 64
 
 
@@ -81,13 +80,13 @@ def measure(
     tasks: Sequence[Task],
     *,
     name: str,
-    before: Sequence[Message] = (),
+    shown: Sequence[Task] = (),
     done: Callable[[], None] = lambda: None,
 ) -> Score:
-    """Ask the model every task, greedily; `before` is put in front of each prompt."""
+    """Ask the model every task, greedily; `shown` are answered before it as turns, their functions among its own."""
 
     def ask(task: Task) -> Answer:
-        answer = _ask(client, model, task, before)
+        answer = _ask(client, model, task, shown)
         done()
         return answer
 
@@ -97,9 +96,9 @@ def measure(
     return Score(name=name, answers=answers, seconds=time.perf_counter() - began)
 
 
-def _ask(client: "openai.OpenAI", model: str, task: Task, before: Sequence[Message]) -> Answer:
-    messages: Any = [*before, *task.messages]
-    tools: Any = task.tools
+def _ask(client: "openai.OpenAI", model: str, task: Task, shown: Sequence[Task]) -> Answer:
+    messages: Any = [message for example in shown for message in example.example()["messages"]] + task.messages
+    tools: Any = list({tool["function"]["name"]: tool for one in (*shown, task) for tool in one.tools}.values())
     completion = client.chat.completions.create(
         model=model,
         messages=messages,

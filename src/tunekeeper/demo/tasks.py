@@ -158,15 +158,7 @@ def _tokens(task: Task, tokenizer: Tokenizer) -> int:
     )
 
 
-def few_shot(tasks: Sequence[Task], n: int = 3) -> Message:
-    """A system message that shows `n` worked tasks: what one does without tuning. Short ones, as one would choose."""
+def few_shot(tasks: Sequence[Task], n: int = 3) -> list[Task]:
+    """The `n` tasks to show in a prompt: what one does without tuning. Short ones, as one would choose."""
     short = sorted(tasks, key=lambda task: len(json.dumps(task.tools)) + len(task.messages[-1]["content"]))
-    shown = []
-    for task in short[len(short) // 10 :][:n]:
-        function = next(tool["function"] for tool in task.tools if tool["function"]["name"] == task.name)
-        arguments = ", ".join(f"{key}={value!r}" for key, value in task.answer.items())
-        shown.append(
-            f"Example\nFunction: {json.dumps(function)}\nQuestion: {task.messages[-1]['content']}\n"
-            f"Answer: [{task.name}({arguments})]"
-        )
-    return {"role": "system", "content": "\n\n".join(shown)}
+    return short[len(short) // 10 :][:n]
