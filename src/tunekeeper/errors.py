@@ -10,6 +10,7 @@
     ├── PermissionDenied       403  permission_denied
     ├── NotFound               404  not_found
     │   └── ModelNotFound      404  model_not_found
+    ├── ModelRetired           410  model_retired
     ├── TooSlow                408  request_timeout
     ├── TooLarge               413  file_too_large
     ├── Overloaded             429  rate_limit_exceeded
@@ -111,6 +112,12 @@ class ModelNotFound(NotFound):
     """No model under this id or alias."""
 
     code = "model_not_found"
+
+
+class ModelRetired(TunekeeperError):
+    """The model does not answer any more, because the operator's policy retired it."""
+
+    code = "model_retired"
 
 
 class TooSlow(TunekeeperError):

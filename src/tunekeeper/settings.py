@@ -8,8 +8,12 @@ port = 8000
 name = "vllm"
 base_url = "http://127.0.0.1:8001/v1"
 models = ["qwen3-8b"]          # empty: ask the upstream
+[lifecycle.models."smollm2-135m"]
+shutdown_date = 2027-06-30
+replacement = "qwen3-0.6b"
 """
 
+import datetime
 import os
 import tomllib
 from collections.abc import Mapping
@@ -31,6 +35,35 @@ class Upstream:
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; the key itself is never in a file."""
     timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelLife:
+    """When a model that is served here ends, because its operator says so."""
+
+    shutdown_date: datetime.date | None = None
+    """From this day requests are answered with 410. The weights stay."""
+    training_retirement_date: datetime.date | None = None
+    """From this day no new job starts on it; None: from `shutdown_date`."""
+    tuned_shutdown_date: datetime.date | None = None
+    """From this day the models that were tuned on it are answered with 410; None: they go on."""
+    replacement: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lifecycle:
+    """What the retirement of models means here; [lifecycle] in tunekeeper.toml."""
+
+    enforce: tuple[str, ...] = ()
+    """Names of models that also end on the catalog's dates; "*" means every one. Without it the catalog informs."""
+    legacy_days: int = 0
+    """A model is legacy for so many days before its end, where no date says more; 0: never."""
+    deprecated_days: int = 180
+    """A model is deprecated for so many days before its end, where no date says more; 0: never."""
+    notice_days: tuple[int, ...] = (180, 90, 60, 30, 7)
+    """A notice is due so many days before something ends."""
+    models: Mapping[str, ModelLife] = field(default_factory=dict)
+    """By id or alias."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +103,7 @@ class Settings:
     currency: str = "USD"
     aliases: Mapping[str, str] = field(default_factory=dict)
     upstreams: tuple[Upstream, ...] = ()
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
     @property
     def is_loopback(self) -> bool:
@@ -92,7 +126,7 @@ def load_settings(home: Path | None = None, environ: Mapping[str, str] | None = 
         values = _from_toml(path)
     for f in fields(Settings):
         raw = environ.get(f"TUNEKEEPER_{f.name.upper()}")
-        if raw is not None and f.name not in {"home", "aliases", "upstreams"}:
+        if raw is not None and f.name not in {"home", "aliases", "upstreams", "lifecycle"}:
             values[f.name] = _convert(f.name, raw, f"the variable TUNEKEEPER_{f.name.upper()}")
     values.update({name: value for name, value in overrides.items() if value is not None})
     return Settings(home=home, **values)
@@ -103,16 +137,18 @@ def _from_toml(path: Path) -> dict[str, Any]:
         data = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidConfig(f"{path} is not valid TOML: {error}. Correct the file.") from error
-    unknown = sorted(set(data) - {"server", "aliases", "upstreams"})
+    unknown = sorted(set(data) - {"server", "aliases", "upstreams", "lifecycle"})
     if unknown:
         raise InvalidConfig(
-            f"{path} has an unknown section [{unknown[0]}]; known are server, aliases, upstreams.",
+            f"{path} has an unknown section [{unknown[0]}]; known are server, aliases, upstreams, lifecycle.",
             param=unknown[0],
         )
     server: dict[str, Any] = data.get("server", {})
     values = {name: _convert(name, value, f"[server] in {path}") for name, value in server.items()}
     values["aliases"] = {str(name): str(target) for name, target in data.get("aliases", {}).items()}
     values["upstreams"] = tuple(_upstream(entry, path) for entry in data.get("upstreams", []))
+    if "lifecycle" in data:
+        values["lifecycle"] = _lifecycle(data["lifecycle"], path)
     return values
 
 
@@ -122,6 +158,52 @@ def _upstream(entry: Mapping[str, Any], path: Path) -> Upstream:
     if unknown or not {"name", "base_url"} <= set(entry):
         raise InvalidConfig(f"{path}: an [[upstreams]] entry needs name and base_url, and knows only {sorted(known)}.")
     return Upstream(**{**entry, "models": tuple(entry.get("models", ()))})
+
+
+def _lifecycle(entry: Mapping[str, Any], path: Path) -> Lifecycle:
+    where = f"[lifecycle] in {path}"
+    kinds: Mapping[str, type | tuple[type, type]] = {
+        "enforce": (list, str),
+        "legacy_days": int,
+        "deprecated_days": int,
+        "notice_days": (list, int),
+    }
+    values = {name: _typed(name, value, kinds, where) for name, value in entry.items() if name != "models"}
+    models = entry.get("models", {})
+    if not isinstance(models, dict):
+        raise InvalidConfig(f'{where}: models must be tables, each [lifecycle.models."NAME"].', param="models")
+    return Lifecycle(**values, models={name: _model_life(life, name, path) for name, life in models.items()})
+
+
+def _model_life(entry: Any, name: str, path: Path) -> ModelLife:
+    where = f'[lifecycle.models."{name}"] in {path}'
+    if not isinstance(entry, dict):
+        raise InvalidConfig(f"{where} must be a table.", param=name)
+    kinds = {f.name: str if f.name == "replacement" else datetime.date for f in fields(ModelLife)}
+    return ModelLife(**{key: _typed(key, value, kinds, where) for key, value in entry.items()})
+
+
+def _typed(name: str, value: Any, kinds: Mapping[str, type | tuple[type, type]], where: str) -> Any:
+    """A TOML value of the right kind; a list of one kind as a tuple, a date also from its ISO text."""
+    kind = kinds.get(name)
+    if kind is None:
+        raise InvalidConfig(f"{where} has an unknown setting {name!r}; known are {', '.join(kinds)}.", param=name)
+    if isinstance(kind, tuple):
+        inner = kind[1]
+        if isinstance(value, list) and all(type(item) is inner for item in value):
+            return tuple(value)
+        raise InvalidConfig(f"{where}: {name} must be a list of {inner.__name__}.", param=name)
+    if kind is datetime.date and isinstance(value, str):
+        try:
+            return datetime.date.fromisoformat(value)
+        except ValueError as error:
+            raise InvalidConfig(f"{where}: {name} is {value!r}, which is no date YYYY-MM-DD.", param=name) from error
+    if type(value) is not kind or (isinstance(value, int) and value < 0):
+        kind_name = (
+            "date YYYY-MM-DD" if kind is datetime.date else "whole number of at least 0" if kind is int else "text"
+        )
+        raise InvalidConfig(f"{where}: {name} is {value!r}; it must be a {kind_name}.", param=name)
+    return value
 
 
 def _convert(name: str, value: Any, where: str) -> Any:

@@ -11,12 +11,14 @@ from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import TypeVar
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 
 from tunekeeper.api.chat_request import ChatBody, chat_request
 from tunekeeper.api.errors import error_body
+from tunekeeper.api.lifecycle import refuse
 from tunekeeper.api.pagination import known_query
 from tunekeeper.api.services import Services, ServicesDep
 from tunekeeper.errors import TunekeeperError
@@ -35,6 +37,7 @@ T = TypeVar("T")
 async def create(body: ChatBody, request: Request, services: ServicesDep) -> Response:
     """Answer a chat."""
     target = await services.answers.resolve(body.model)
+    await run_sync(refuse, services, body.model, None if isinstance(target, RemoteTarget) else target)
     if isinstance(target, RemoteTarget):
         return await _pass_on(target, body, request)
     answer = Writer(services, body, target.id)

@@ -1,7 +1,7 @@
 """/models: bases, tuned models, checkpoints, aliases and what upstream servers offer.
 
 A model is shown with OpenAI's fields and Azure's both, on every prefix, and with ours: `kind`, `parents`,
-`context_window`, `license`, `alias_of`.
+`context_window`, `license`, `alias_of`, `lifecycle_stage`, `replacement`.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from typing import Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
+from tunekeeper.api import lifecycle
 from tunekeeper.api.pagination import known_query, list_body
 from tunekeeper.api.services import Services, ServicesDep
 from tunekeeper.errors import InvalidState, ModelNotFound, PermissionDenied
@@ -27,14 +28,20 @@ DELETED_SUFFIX = ".deleted"
 @router.get("/models", dependencies=[known_query()])
 async def list_models(services: ServicesDep) -> Json:
     """List every model that a request may name."""
-    stored, upstream = await asyncio.gather(run_sync(services.store.list_models), services.answers.upstream_models())
+    stored, upstream, catalog = await asyncio.gather(
+        run_sync(services.store.list_models), services.answers.upstream_models(), run_sync(services.store.catalog)
+    )
     by_id = {model.id: model for model in stored}
-    shown = {model.id: _wire(model, by_id) for model in stored}
+
+    def life(model_id: str, *names: str) -> Json:
+        return lifecycle.wire(lifecycle.standing(services, [*names, model_id], by_id.get(model_id), catalog))
+
+    shown = {model.id: _wire(model, by_id, life(model.id)) for model in stored}
     for entry in upstream:
-        shown.setdefault(entry["id"], _wire_upstream(entry))
+        shown.setdefault(entry["id"], _wire_upstream(entry, life(entry["id"])))
     for alias, target in services.settings.aliases.items():
         if target in shown and alias not in shown:
-            shown[alias] = {**shown[target], "id": alias, "alias_of": target}
+            shown[alias] = {**shown[target], "id": alias, "alias_of": target, **life(target, alias)}
     return list_body(list(shown.values()))
 
 
@@ -42,16 +49,19 @@ async def list_models(services: ServicesDep) -> Json:
 async def retrieve(model: str, services: ServicesDep) -> Json:
     """Show one model, under its id, an alias or its checkpoint's id."""
     target = services.settings.aliases.get(model, model)
+    catalog = await run_sync(services.store.catalog)
     try:
         found = await run_sync(services.store.get_model, target)
     except ModelNotFound:
         upstream = {entry["id"]: entry for entry in await services.answers.upstream_models()}
         if target not in upstream:
             raise
-        shown = _wire_upstream(upstream[target])
+        life = lifecycle.wire(lifecycle.standing(services, [model, target], None, catalog))
+        shown = _wire_upstream(upstream[target], life)
     else:
         by_id = {each.id: each for each in await run_sync(services.store.list_models)}
-        shown = _wire(found, by_id)
+        life = lifecycle.wire(lifecycle.standing(services, [model, found.id], found, catalog))
+        shown = _wire(found, by_id, life)
     return {**shown, "id": model, "alias_of": target} if model != target else shown
 
 
@@ -94,10 +104,11 @@ def _remove_weights(services: Services, model: Model) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _wire(model: Model, by_id: dict[str, Model]) -> Json:
+def _wire(model: Model, by_id: dict[str, Model], life: Json) -> Json:
     tuned = model.kind != "base"
     return {
         **_common(model.id, model.created_at, model.owned_by),
+        **life,
         "kind": model.kind,
         "model": model.base if tuned else None,
         "fine_tune": model.job_id,
@@ -111,9 +122,10 @@ def _wire(model: Model, by_id: dict[str, Model]) -> Json:
     }
 
 
-def _wire_upstream(entry: Json) -> Json:
+def _wire_upstream(entry: Json, life: Json) -> Json:
     return {
         **_common(entry["id"], int(entry.get("created") or 0), str(entry.get("owned_by") or "upstream")),
+        **life,
         "kind": "upstream",
         "model": None,
         "fine_tune": None,
@@ -135,10 +147,6 @@ def _common(model_id: str, created: int, owned_by: str) -> dict[str, Any]:
         "created_at": created,
         "owned_by": owned_by,
         "status": "succeeded",
-        # Nothing that lies on one's own disk is ever shut down by itself.
-        "shutdown_date": None,
-        "lifecycle_status": "generally-available",
-        "deprecation": {"fine_tune": None, "inference": None},
     }
 
 

@@ -5,6 +5,7 @@
 What needs the data itself (its lines, its size, what "auto" comes to) is settled by the job's first phase.
 """
 
+import datetime
 import json
 import re
 import secrets
@@ -16,11 +17,14 @@ from tunekeeper.errors import (
     InvalidConfig,
     InvalidData,
     InvalidRequest,
+    InvalidState,
     ModelNotFound,
     NotFound,
     Unavailable,
     Unsupported,
 )
+from tunekeeper.lifecycle.catalog import Catalog
+from tunekeeper.lifecycle.policy import stand
 from tunekeeper.settings import Settings
 from tunekeeper.storage.store import Store, new_id
 from tunekeeper.trainer.config import resolve, validate_method
@@ -67,6 +71,7 @@ def submit(submission: Submission, store: Store, settings: Settings) -> Job:
 def draft(submission: Submission, store: Store, settings: Settings) -> Job:
     """The job that a request comes to, not yet stored; raises ModelNotFound or an InvalidRequest."""
     model = find_trainable(submission.model, store, settings)
+    _check_life(submission.model, model, store, settings)
     for param in ("training_file", "validation_file"):
         file_id = getattr(submission, param)
         if file_id is not None:
@@ -131,6 +136,25 @@ def root_of(model: Model, store: Store) -> Model:
 def tuned_model_id(base_id: str, organization: str, suffix: str | None) -> str:
     """A new name for the model that a job will make, in OpenAI's form."""
     return new_id(f"ft:{base_id}:{organization}:{suffix or ''}:", 8)
+
+
+def _check_life(name: str, model: Model, store: Store, settings: Settings) -> None:
+    """Refuse what the operator's policy has retired for training, itself or its base model."""
+    policy = settings.lifecycle
+    if not policy.models and not policy.enforce:
+        return
+    catalog = store.catalog() if policy.enforce else Catalog(())
+    today = datetime.datetime.fromtimestamp(store.now(), datetime.UTC).date()
+    for names in ([name, model.id], [root_of(model, store).id]):
+        standing = stand(names, policy, catalog, today)
+        if standing.is_closed_for_training:
+            instead = standing.replacement or "another base model (GET /models)"
+            raise InvalidState(
+                f"No job starts on {names[-1]!r} any more: it was retired for training on {standing.training_end}. "
+                f"Train {instead} instead.",
+                param="model",
+                code="model_retired_for_training",
+            )
 
 
 def _check_file(store: Store, file_id: str, param: str) -> None:

@@ -166,6 +166,23 @@ api_keys = _table(
     Column("hash", Text, nullable=False),
     Column("hint", Text, nullable=False),
 )
+# What sources say about models' lives: a log, never changed; see lifecycle/catalog.py.
+claims = Table(
+    "claims",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("publisher", Text, nullable=False),
+    Column("field", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("date", Text),
+    Column("qualifier", Text),
+    Column("origin", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("line", Integer),
+    Column("said_at", Integer, nullable=False),
+)
 # Where a deleted row stood in its list, so that a client who deletes while it pages can go on after it.
 tombstones = Table(
     "tombstones",
@@ -230,6 +247,13 @@ MIGRATIONS: tuple[str, ...] = (
         created_at INTEGER NOT NULL, hash TEXT NOT NULL UNIQUE, hint TEXT NOT NULL
     );
     CREATE TABLE tombstones (id TEXT PRIMARY KEY, seq INTEGER NOT NULL);
+    """,
+    """
+    CREATE TABLE claims (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, version TEXT NOT NULL, publisher TEXT NOT NULL,
+        field TEXT NOT NULL, text TEXT NOT NULL, date TEXT, qualifier TEXT, origin TEXT NOT NULL,
+        source TEXT NOT NULL, line INTEGER, said_at INTEGER NOT NULL
+    );
     """,
 )
 

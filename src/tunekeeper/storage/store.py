@@ -38,6 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert as insert_or
 
 from tunekeeper.errors import InvalidRequest, InvalidState, ModelNotFound, NotFound, Unavailable
+from tunekeeper.lifecycle.catalog import Catalog, Claim, unsaid
 from tunekeeper.ports import Clock
 from tunekeeper.storage import db
 from tunekeeper.types import (
@@ -464,6 +465,21 @@ class Store:
         with self._write() as tx:
             _delete(tx, db.checkpoints, checkpoint_id)
 
+    # Models' lives
+
+    def catalog(self) -> Catalog:
+        """What is known about when models end."""
+        with self._read() as tx:
+            return Catalog(_claims(tx))
+
+    def add_claims(self, claims: Iterable[Claim]) -> int:
+        """Log what tells something new; how many did. All are logged, or none."""
+        with self._write() as tx:
+            fresh = unsaid(claims, _claims(tx))
+            if fresh:
+                tx.execute(insert(db.claims), [_values(claim) for claim in fresh])
+            return len(fresh)
+
     # Permissions
 
     def add_permissions(self, checkpoint: str, project_ids: Sequence[str]) -> list[Permission]:
@@ -581,6 +597,10 @@ def _load(row: Row[Any], kind: type[T]) -> T:
 
 def _load_all(tx: Connection, query: Select[Any], kind: type[T]) -> list[T]:
     return [_load(row, kind) for row in tx.execute(query)]
+
+
+def _claims(tx: Connection) -> list[Claim]:
+    return _load_all(tx, select(db.claims).order_by(db.claims.c.seq), Claim)
 
 
 def _find(tx: Connection, table: Table, kind: type[T], item_id: str) -> T | None:
