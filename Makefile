@@ -42,7 +42,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[train,demo,dev]"
+	$(PIP) --editable ".[train,demo,insight,dev]"
 	touch $@
 
 clean:

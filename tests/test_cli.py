@@ -62,7 +62,7 @@ def test_python_dash_m_is_the_same_program():
 @pytest.mark.parametrize(
     "command",
     [
-        *("serve", "tune", "check", "estimate", "chat", "demo"),
+        *("serve", "tune", "check", "estimate", "chat", "demo", "report", "watch"),
         *(f"models {verb}" for verb in ("list", "pull", "add", "show", "delete")),
         *(f"files {verb}" for verb in ("upload", "list", "show", "content", "delete")),
         *(f"jobs {verb}" for verb in ("list", "show", "events", "watch", "cancel", "pause", "resume", "delete")),

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from tunekeeper.cli import chat, files, jobs, keys, models, serve, tune
+from tunekeeper.cli import chat, files, jobs, keys, models, report, retirements, serve, site, tune
 from tunekeeper.cli.options import CANNOT_CONNECT, Options, hoisted
 from tunekeeper.errors import NotFound, TunekeeperError
 
@@ -36,7 +36,11 @@ app.add_typer(models.app, name="models")
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
+app.add_typer(retirements.app, name="retirements")
 app.command("demo")(serve.demo)
+app.command("report")(report.report)
+app.command("watch")(report.watch)
+app.command("site")(site.site)
 
 
 @app.callback()
