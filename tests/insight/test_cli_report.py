@@ -197,6 +197,7 @@ def test_watch_tells_of_each_report_what_hits_the_own_models_first(watched, tmp_
     assert text.index("What hits you") < text.index("Breaking change")
 
 
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # apprise imports it
 def test_who_cannot_be_told_is_said_and_the_report_and_state_stay(watched, tmp_path, capsys):
     with scripted({("POST", "/hook"): (500, {})}) as server:
         assert main([*watched, "--webhook", f"{server.url}/hook", "--notify", "nonsense://x"]) == 0
@@ -213,11 +214,12 @@ def test_a_secret_that_is_not_set_is_refused_before_anything_is_read(watched, ca
     assert "NO_SUCH_SECRET, which is not set" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["watch", "report"])
 @pytest.mark.parametrize(("language", "said"), [("en", "could not be read"), ("ja", "変更を読み取れなかった")])
-def test_watch_reports_an_upstream_that_was_never_reached(repo, tmp_path, capsys, language, said):
+def test_an_upstream_that_was_never_reached_is_reported(repo, tmp_path, capsys, command, language, said):
     out = tmp_path / "out"
-    command = ["watch", "--repo", f"file://{tmp_path}/gone", "--out", str(out), "--language", language]
-    assert main(command) == 1
+    line = [command, "--repo", f"file://{tmp_path}/gone", "--out", str(out), "--language", language]
+    assert main(line) == 1
     [path] = out.rglob("*.md")
     assert said in path.read_text("utf-8")
     assert "Lacking: The changes could not be read" in capsys.readouterr().err

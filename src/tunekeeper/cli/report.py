@@ -91,7 +91,10 @@ def report(
         if out is None:
             raise typer.BadParameter("reports since last time are files: give --out, or a range.")
         with _composer(options, language, model) as compose:
-            _show(options, _caught_up(options, repo, compose, out, category, categories, branch, None, license))
+            outcome = _caught_up(options, repo, compose, out, category, categories, branch, None, license)
+        _show(options, outcome)
+        if outcome.lacks:
+            raise typer.Exit(1)
         return
     with _composer(options, language, model) as compose:
         changes, failed = _changes(options, repo, compare, range_, (since, until), branch)

@@ -108,18 +108,26 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<!--.*?-->", re.DOTALL)
 _STRONG = re.compile(r"(\*\*|__|~~)(?=\S)(.+?)(?<=\S)\1", re.DOTALL)
 _EMPHASIS = re.compile(r"(?<![\w*])(\*|_)(?=[^\s*_])(.+?)(?<=[^\s*_])\1(?![\w*])", re.DOTALL)
 _ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
+_SPACE_BEFORE_STOP = re.compile(r" +(?=[,.;](?:\s|$))")
+_MARKED = re.compile(r"[<>\[\]*_~\\&^¹²³⁴-⁹]")
+"""What any of the above begins with; most cells have none of it."""
 
 
 @lru_cache(maxsize=65_536)
 def plain(cell: str) -> str:
     """A cell as people read it: links, emphasis, code marks, tags and footnote marks gone, breaks as spaces."""
+    if not _MARKED.search(cell):
+        return _tidy(cell.replace("`", ""))
     text = _NOTE.sub(" ", _BREAK.sub(" ", cell))
     text = _LINK.sub(lambda match: match[1] or match[2] or "", _IMAGE.sub(r"\1", text))
     text = _TAG.sub(" ", text).replace("`", "")
     for _ in range(2):  # emphasis within emphasis
         text = _EMPHASIS.sub(r"\2", _STRONG.sub(r"\2", text))
-    text = html.unescape(_ESCAPE.sub(r"\1", text))
-    return re.sub(r" +(?=[,.;](?:\s|$))", "", " ".join(text.split()))
+    return _tidy(html.unescape(_ESCAPE.sub(r"\1", text)))
+
+
+def _tidy(text: str) -> str:
+    return _SPACE_BEFORE_STOP.sub("", " ".join(text.split()))
 
 
 @lru_cache(maxsize=65_536)
@@ -276,6 +284,8 @@ def _stretch_tables(stretch: _Stretch, filename: str) -> Iterator[Table]:
         path.append((len(section[1]), plain(section[2])) if section else (2, plain(stretch.section)))
     run: list[_Numbered] = []
     for number, line in (*_outside_code(stretch), (0, "")):
+        if not run and "|" not in line and "#" not in line:
+            continue
         text = (_QUOTE.sub("", line) if ">" in line else line).strip()
         if run and (not text or (not text.startswith("|") and _INTERRUPTS.match(text))):
             yield from _run_tables(run, tuple(name for _, name in path), filename)
@@ -292,14 +302,14 @@ def _stretch_tables(stretch: _Stretch, filename: str) -> Iterator[Table]:
 
 def _outside_code(stretch: _Stretch) -> Iterator[_Numbered]:
     """The lines outside fences and comments; a hunk that starts within a fence is recognised where it can be."""
-    fences = [match for _, line in stretch.lines if (match := _fence(line))]
+    fences = [] if stretch.is_whole else [match for _, line in stretch.lines if (match := _fence(line))]
     starts_inside = (
         not stretch.is_whole and len(fences) % 2 == 1 and not fences[0][2].strip() and not _pipes_before_fence(stretch)
     )
     fence: str | None = fences[0][1] if starts_inside else None
     in_comment = False
     for number, line in stretch.lines:
-        match = _fence(line)
+        match = _fence(line) if "```" in line or "~~~" in line else None
         if fence is not None:
             if match and match[1].startswith(fence[:3]) and len(match[1]) >= len(fence) and not match[2].strip():
                 fence = None
@@ -463,12 +473,13 @@ def pair_tables(old: Sequence[Table], new: Sequence[Table]) -> tuple[TablePair, 
         if twins := same.get(_content(after)):
             old_of[b] = twins.pop(0)
             taken.add(old_of[b])
+    befores = [(a, _traits(table)) for a, table in enumerate(old) if a not in taken]
+    afters = [(b, _traits(table)) for b, table in enumerate(new) if b not in old_of]
     scored = [
         (-score, abs(a - b), a, b)
-        for a, before in enumerate(old)
-        if a not in taken
-        for b, after in enumerate(new)
-        if b not in old_of and (score := _kinship(before, after)) > 0.3
+        for a, before in befores
+        for b, after in afters
+        if (score := _kinship(before, after)) > 0.3
     ]
     for _, _, a, b in sorted(scored):
         if b not in old_of and a not in taken:
@@ -482,22 +493,44 @@ def _content(table: Table) -> object:
     return table.section, table.columns, tuple(_fingerprint(row) for row in table.rows)
 
 
-def _kinship(old: Table, new: Table) -> float:
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    """What makes tables alike, each counted once for all comparisons."""
+
+    table: Table
+    rows: Counter[object]
+    names: Counter[object]
+    columns: Counter[object]
+
+
+def _traits(table: Table) -> _Traits:
+    return _Traits(
+        table,
+        Counter(_fingerprint(row) for row in table.rows),
+        Counter(_name(row, 2) for row in table.rows),
+        Counter(_column_key(name) for name in table.columns),
+    )
+
+
+def _kinship(before: _Traits, after: _Traits) -> float:
     """0 for strangers, up to 3: shared rows, shared first cells, shared columns, the same section."""
+    old, new = before.table, after.table
     if not old.rows or not new.rows:
         rows = names = 1.0 if not old.rows and not new.rows and old.columns == new.columns else 0.0
     else:
-        rows = _overlap([_fingerprint(row) for row in old.rows], [_fingerprint(row) for row in new.rows])
-        names = _overlap([_name(row, 2) for row in old.rows], [_name(row, 2) for row in new.rows])
-    columns = _overlap([_column_key(name) for name in old.columns], [_column_key(name) for name in new.columns])
-    if rows == names == 0 and not (columns > 0.5 and old.section == new.section):
+        rows, names = _overlap(before.rows, after.rows), _overlap(before.names, after.names)
+    if rows == names == 0 and old.section != new.section:
+        return 0.0
+    columns = _overlap(before.columns, after.columns)
+    if rows == names == 0 and not columns > 0.5:
         return 0.0
     return rows + names + columns / 2 + (0.5 if old.section == new.section else 0.0)
 
 
-def _overlap(one: Sequence[object], other: Sequence[object]) -> float:
-    shared = sum((Counter(one) & Counter(other)).values())
-    return shared / max(min(len(one), len(other)), 1)
+def _overlap(one: Counter[object], other: Counter[object]) -> float:
+    if one.keys().isdisjoint(other):
+        return 0.0
+    return sum((one & other).values()) / min(one.total(), other.total())
 
 
 @lru_cache(maxsize=65_536)
@@ -544,8 +577,8 @@ def match_columns(old: Table, new: Table) -> dict[int, int]:
 def _same_cells(old: Table, old_index: int, new: Table, new_index: int) -> float:
     """How much of a column's text is found in the other, by cell."""
     return _overlap(
-        [normal(row.cell(old_index)) for row in old.rows if row.cell(old_index)],
-        [normal(row.cell(new_index)) for row in new.rows if row.cell(new_index)],
+        Counter(normal(row.cell(old_index)) for row in old.rows if row.cell(old_index)),
+        Counter(normal(row.cell(new_index)) for row in new.rows if row.cell(new_index)),
     )
 
 
@@ -693,6 +726,8 @@ def table_changes(pages: Iterable[Page]) -> tuple[TableChange, ...]:
 
 def _pair_changes(pair: TablePair) -> Iterator[TableChange]:
     old, new = pair.old, pair.new
+    if old and new and _content(old) == _content(new):
+        return
     columns = match_columns(old, new) if old and new else {}
     if old and new:
         yield from _column_changes(old, new, columns)
