@@ -1,4 +1,5 @@
-# Everything happens in .venv; nothing else on the machine is touched.
+# Everything happens in .venv; nothing else on the machine is touched, but that setup-dev installs bubblewrap where
+# it can: the sandbox of Python graders. Without it those tests skip, and say so.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,7 +43,9 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[train,demo,insight,dev]"
+	$(PIP) --editable ".[train,demo,insight,graders,dev]"
+	-@command -v bwrap >/dev/null || ! command -v apt-get >/dev/null || \
+		$$(test "$$(id -u)" = 0 || echo sudo -n) apt-get install --yes --quiet bubblewrap
 	touch $@
 
 clean:

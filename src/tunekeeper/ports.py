@@ -1,6 +1,9 @@
 """What the pure middle needs from outside, as Protocols. Tests bring fakes of these; nothing is patched."""
 
+from collections.abc import Sequence
 from typing import BinaryIO, Protocol
+
+from tunekeeper.types import Json
 
 
 class Clock(Protocol):
@@ -24,4 +27,24 @@ class Blobs(Protocol):
 
     def delete(self, sha256: str) -> None:
         """Remove the bytes, if they are there."""
+        ...
+
+
+class Sampler(Protocol):
+    """A model that answers: our own, an upstream's, a fake. Safe to call from many threads at once."""
+
+    def check_model(self, model: str) -> None:
+        """Raises ModelNotFound for a model that cannot answer."""
+        ...
+
+    def complete(self, body: Json) -> Json:
+        """Answer a request of POST /chat/completions in its form, not streamed; raises TunekeeperError."""
+        ...
+
+
+class Embedder(Protocol):
+    """A model that turns texts into vectors. Safe to call from many threads at once."""
+
+    def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """One vector a text, all of one length; raises TunekeeperError."""
         ...

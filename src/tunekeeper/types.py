@@ -3,6 +3,7 @@
 Times are whole Unix seconds. `dict` fields hold JSON as the client sent it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -194,3 +195,57 @@ class Tree:
     def size(self) -> int:
         """Tokens that the forward pass computes."""
         return len(self.trunk) + sum(len(branch.tokens) for branch in self.branches)
+
+
+GradeFaultKind = Literal[
+    "formula_parse_error",
+    "invalid_variable_error",
+    "model_grader_parse_error",
+    "model_grader_refusal_error",
+    "model_grader_server_error",
+    "other_error",
+    "python_grader_runtime_error",
+    "python_grader_server_error",
+    "sample_parse_error",
+    "truncated_observation_error",
+    "unresponsive_reward_error",
+]
+"""What can go wrong while grading, in OpenAI's words: the flags of `metadata.errors`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradeFault:
+    """Why a grader has no score for a sample; it is counted and shown, never taken for a score of 0."""
+
+    kind: GradeFaultKind
+    message: str
+    """What happened and what to do, for a person; a traceback's last lines where a grader's code failed."""
+    grader: str = ""
+    """The grader's name; under a multi grader the key. Filled in by `graders.build`."""
+    type: str | None = None
+    """With python_grader_server_error: what the runner ran into (timeout, memory, …)."""
+    by_sample: bool = False
+    """The sample is to blame (it is not JSON, a key or a call is missing): its 0 is earned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grade:
+    """What one grader says of one sample."""
+
+    score: float
+    """Finite. 0.0 where there are faults, as OpenAI answers; look at `faults` before you trust a 0."""
+    faults: tuple[GradeFault, ...] = ()
+    sub_scores: Mapping[str, float] = field(default_factory=dict)
+    """Of a multi grader: each part's score by its key; a part whose fault is not the sample's has none."""
+    execution_time_s: float = 0.0
+    token_usage: Mapping[str, int] = field(default_factory=dict)
+    """Tokens, prompt and completion, by the judge model that took them."""
+    sampled_model: str | None = None
+    """The judge model."""
+    details: Json = field(default_factory=dict)
+    """What else the grader says: a judge's steps or label."""
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the score says something about the sample: learn from no other."""
+        return all(fault.by_sample for fault in self.faults)
