@@ -52,6 +52,41 @@ def examples(n: int = 12, first: int = 0) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
+def pairs(n: int = 12, first: int = 0) -> bytes:
+    """A preference file of `n` questions, each with a right and a wrong answer."""
+    lines = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"Which city has the number {k}?"}]},
+            "preferred_output": [{"role": "assistant", "content": f"{CAPITALS[k % len(CAPITALS)]} {k}"}],
+            "non_preferred_output": [{"role": "assistant", "content": f"It is {CAPITALS[(k + 5) % len(CAPITALS)]}."}],
+        }
+        for k in range(first, first + n)
+    ]
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def problems(n: int = 12, first: int = 0) -> bytes:
+    """A file of `n` problems with what a grader may want to know."""
+    lines = [
+        {
+            "messages": [{"role": "user", "content": f"Which city has the number {k}?"}],
+            "city": CAPITALS[k % len(CAPITALS)],
+        }
+        for k in range(first, first + n)
+    ]
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+LETTERS = {
+    "type": "python",
+    "name": "letters",
+    "source": "def grade(sample, item):\n"
+    "    text = sample['output_text']\n"
+    "    return sum('a' <= c <= 'z' for c in text) / max(1, len(text))\n",
+}
+"""The more small letters, the better: what a model of random weights can learn."""
+
+
 def settings_of(home: Path, **changes: object) -> Settings:
     """Settings under which leases are short and runs repeat themselves bit for bit."""
     options = {"lease_s": 2.0, "threads": 1, "dtype": "fp32", **changes}
@@ -86,17 +121,27 @@ def add_job(
     model: str = BASE,
     data: bytes | None = None,
     validation: bytes | None = None,
+    method: str = "supervised",
+    grader: dict[str, Any] | None = None,
+    response_format: dict[str, Any] | None = None,
     **hyperparameters: object,
 ) -> Job:
     """Submit a job of two epochs of three steps, unless told otherwise."""
     said = {"n_epochs": 2, "batch_size": 4, "save_every": 1, **hyperparameters}
+    if method == "reinforcement":
+        said = {"num_generations": 4, "max_completion_tokens": 8, **said}
+        grader = grader or LETTERS
     if not said.get("full_finetune"):
         said.setdefault("lora_rank", 4)
+    more = {"grader": grader, "response_format": response_format}
+    body = {"hyperparameters": said, **{name: value for name, value in more.items() if value is not None}}
     submission = Submission(
         model=model,
-        training_file=add_data(desk, data or examples()),
+        training_file=add_data(
+            desk, data or {"supervised": examples, "dpo": pairs, "reinforcement": problems}[method]()
+        ),
         validation_file=add_data(desk, validation) if validation else None,
-        method={"type": "supervised", "supervised": {"hyperparameters": said}},
+        method={"type": method, method: body},
         seed=7,
         suffix="test",
     )

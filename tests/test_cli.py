@@ -62,7 +62,7 @@ def test_python_dash_m_is_the_same_program():
 @pytest.mark.parametrize(
     "command",
     [
-        *("serve", "tune", "check", "estimate", "chat", "demo", "report", "watch"),
+        *("serve", "tune", "check", "estimate", "sweep", "grade", "chat", "demo", "report", "watch"),
         *(f"models {verb}" for verb in ("list", "pull", "add", "show", "delete")),
         *(f"files {verb}" for verb in ("upload", "list", "show", "content", "delete")),
         *(f"jobs {verb}" for verb in ("list", "show", "events", "watch", "cancel", "pause", "resume", "delete")),
@@ -660,3 +660,34 @@ def test_watching_polls_without_haste(home, capsys):
     started = time.monotonic()
     watched(capsys, job("running"), job("running"), job("succeeded", fine_tuned_model="m"))
     assert time.monotonic() - started >= 1.0
+
+
+def test_tune_sends_a_grader_and_a_response_format_from_files(home, tmp_path, capsys):
+    path = tmp_path / "problems.jsonl"
+    lines = ({"messages": [{"role": "user", "content": f"What is {i}?"}], "answer": i} for i in range(12))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    grader = {"type": "string_check", "name": "g", "operation": "eq", "input": "{{sample.output_text}}",
+              "reference": "{{item.answer}}"}  # fmt: skip
+    (tmp_path / "grader.json").write_text(json.dumps(grader))
+    (tmp_path / "form.json").write_text('{"type": "json_object"}')
+    files = ["--grader", str(tmp_path / "grader.json"), "--response-format", str(tmp_path / "form.json")]
+    command = ["tune", str(path), "--method", "reinforcement", *files, "--model", "m", "--no-wait"]
+    with scripted(tune_answers()) as server:
+        main([*command, "-H", "eval_samples=2", "--json", "--url", server.url])
+        (asked,) = (json.loads(body) for body in server.bodies("POST", "/fine_tuning/jobs"))
+    hyperparameters = {"eval_samples": 2}
+    body = {"grader": grader, "response_format": {"type": "json_object"}, "hyperparameters": hyperparameters}
+    assert asked["method"] == {"type": "reinforcement", "reinforcement": body}
+    (tmp_path / "grader.json").write_text(json.dumps({**grader, "reference": "{{item.city}}"}))
+    assert main(command) == 1
+    assert "item.city" in capsys.readouterr().err
+
+
+def test_check_sees_what_a_file_is_for(home, tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    output = [{"role": "assistant", "content": "Yes"}]
+    given = {"messages": [{"role": "user", "content": "?"}]}
+    line = {"input": given, "preferred_output": output, "non_preferred_output": output}
+    path.write_text(json.dumps(line) + "\n")
+    assert main(["check", str(path)]) == 1
+    assert "dpo_identical_pair" in capsys.readouterr().out

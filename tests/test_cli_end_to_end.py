@@ -13,6 +13,8 @@ import pytest
 from tiny import make_model
 from tunekeeper.cli import main
 
+_ACCURACY = ("VALID", "MEAN", "TOKEN", "ACCURACY")
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -47,6 +49,34 @@ def test_a_job_that_waits_is_not_worked_on_by_commands_that_only_look(run, place
     assert run("jobs", "show", job["id"])["status"] == job["status"]
     assert run("jobs", "cancel", job["id"])["status"] == "cancelled"
     assert [each["message"] for each in run("jobs", "events", job["id"])["data"]][-1].startswith("Created")
+
+
+def test_a_sweep_prints_its_trials_and_draws_them(run, place, capsys):
+    file, picture = place / "train.jsonl", place / "sweep.svg"
+    common = ("--model", "tiny", "-H", "batch_size=6", "-H", "n_epochs=1", "--seed", "1")
+    found = run("sweep", str(file), *common, "-s", "lora_rank=2,4", "--picture", str(picture))
+    assert found["object"] == "fine_tuning.job.sweep"
+    assert found["space"] == {"lora_rank": [2, 4]}
+    assert found["validation_split"] == 0.1
+    assert "<svg" in picture.read_text("utf-8")
+    assert run("jobs", "trials", found["job_id"]) == found
+    assert main(["jobs", "trials", found["job_id"], "--home", str(place / "home")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["TRIAL", "lora_rank", "STATUS", "STEP", "VALID", "LOSS", *_ACCURACY, "SECONDS"]
+    assert lines[1].startswith(f"{found['best_trial']} *")
+    assert "held out" in lines[3]
+
+
+def test_a_random_sweep_has_ranges(run, place):
+    space = ("-s", "learning_rate_multiplier=0.1..10", "-s", "n_epochs=1,2", "--trials", "3", "--no-wait")
+    job = run("sweep", str(place / "train.jsonl"), "--model", "tiny", *space)
+    assert job["sweep"]["space"] == {
+        "learning_rate_multiplier": {"min": 0.1, "max": 10, "scale": "log"},
+        "n_epochs": [1, 2],
+    }
+    assert job["sweep"]["n_trials"] == 3
+    assert [trial["status"] for trial in run("jobs", "trials", job["id"])["trials"]] == ["waiting"] * 3
+    assert run("jobs", "cancel", job["id"])["status"] == "cancelled"
 
 
 def test_from_a_file_to_an_answer(run, place):

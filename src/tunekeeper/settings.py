@@ -101,6 +101,11 @@ class Settings:
     price_per_hour: float = 0.0
     """What an hour of this machine costs, for estimates."""
     currency: str = "USD"
+    embedding_model: str = ""
+    """What the grader metric cosine embeds with: a model of an upstream."""
+    grader_hosts: str = ""
+    """Hosts that an endpoint grader may ask, with commas between; * for any. Empty: any, as long as only this
+    machine can reach the server."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     upstreams: tuple[Upstream, ...] = ()
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
@@ -109,6 +114,12 @@ class Settings:
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         return self.host in {"127.0.0.1", "::1", "localhost"}
+
+    @property
+    def endpoint_hosts(self) -> frozenset[str] | None:
+        """`grader_hosts` as a set; None: any."""
+        hosts = frozenset(host.strip().lower() for host in self.grader_hosts.split(",") if host.strip())
+        return None if "*" in hosts or (not hosts and self.is_loopback) else hosts
 
 
 def default_home() -> Path:

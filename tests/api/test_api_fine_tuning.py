@@ -83,7 +83,16 @@ def test_a_new_job_has_every_key_and_no_null_where_clients_break_on_it(client, d
             "method.supervised.hyperparameters.n_epoch",
             "invalid_hyperparameters",
         ),
-        ({"method": {"type": "dpo", "dpo": {}}}, "method.type", "unsupported_parameter"),
+        (
+            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}},
+            "method.dpo.hyperparameters.beta",
+            "invalid_hyperparameters",
+        ),
+        (
+            {"method": {"type": "reinforcement", "reinforcement": {"grader": {"type": "magic"}}}},
+            "method.reinforcement.grader.type",
+            "invalid_value",
+        ),
         ({"integrations": [{"type": "wandb"}]}, "integrations[0].type", "unsupported_parameter"),
         ({"training_file": "file-x"}, "training_file", "invalid_value"),
     ],

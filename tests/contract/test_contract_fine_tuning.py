@@ -7,7 +7,7 @@ import time
 import openai
 import pytest
 
-from jobshop import examples, open_desk, settings_of
+from jobshop import LETTERS, examples, open_desk, pairs, problems, settings_of
 from tunekeeper.api.server import background
 
 DONE = ("succeeded", "failed", "cancelled")
@@ -44,7 +44,7 @@ def upload(client, content):
     return client.files.create(file=("train.jsonl", content), purpose="fine-tune").id
 
 
-def wait(client, job_id, is_there, timeout_s=120):
+def wait(client, job_id, is_there, timeout_s=300):
     deadline = time.monotonic() + timeout_s
     while not is_there(job := client.fine_tuning.jobs.retrieve(job_id)):
         assert time.monotonic() < deadline, job
@@ -66,6 +66,46 @@ def done(client):
     )
     assert job.status == "validating_files"
     return wait(client, job.id, lambda job: job.status == "succeeded")
+
+
+def test_a_sweep_is_a_job_with_one_more_field(client):
+    job = client.fine_tuning.jobs.create(
+        model="tiny",
+        training_file=upload(client, examples()),
+        validation_file=upload(client, examples(4, first=100)),
+        method=supervised(n_epochs=1, batch_size=6, lora_rank=4),
+        seed=11,
+        extra_body={"sweep": {"space": {"learning_rate_multiplier": [1, 30]}, "fast": True}},
+    )
+    assert job.sweep["search"] == "grid"
+    job = wait(client, job.id, lambda job: job.status == "succeeded")
+    assert client.models.retrieve(job.fine_tuned_model).id == job.fine_tuned_model
+    found = client.get(f"/fine_tuning/jobs/{job.id}/sweep", cast_to=dict[str, object])
+    assert found["object"] == "fine_tuning.job.sweep"
+    assert [trial["status"] for trial in found["trials"]] == ["completed", "stopped"]
+    assert found["trials"][0]["trial"] == found["best_trial"]
+    rate = found["trials"][0]["hyperparameters"]["learning_rate_multiplier"]
+    assert job.hyperparameters.learning_rate_multiplier == rate
+    names = [client.files.retrieve(file).filename for file in job.result_files]
+    assert names == ["step_metrics.csv", "trials.csv", "trials.svg"]
+    assert client.files.content(job.result_files[1]).text.startswith("trial,learning_rate_multiplier,status")
+    assert b"<svg" in client.files.content(job.result_files[2]).read()
+
+
+def test_what_a_sweep_does_not_know_is_refused_by_name(client):
+    file = upload(client, examples())
+    for sweep, param in (
+        ({"space": {"learning_rate_multiplier": [1, 3]}, "budget": 1}, "sweep.budget"),
+        ({"space": {"warmup_ratio": [0, 1]}}, "sweep.space.warmup_ratio"),
+        ({"space": {"lora_rank": [0, 4]}}, "sweep.space.lora_rank"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.fine_tuning.jobs.create(model="tiny", training_file=file, extra_body={"sweep": sweep})
+        assert caught.value.param == param
+    plain = client.fine_tuning.jobs.create(model="tiny", training_file=file)
+    with pytest.raises(openai.NotFoundError, match="is no sweep"):
+        client.get(f"/fine_tuning/jobs/{plain.id}/sweep", cast_to=dict[str, object])
+    client.fine_tuning.jobs.cancel(plain.id)
 
 
 def test_a_job_ends_with_a_model_that_the_api_knows(client, done):
@@ -167,3 +207,92 @@ def test_an_estimate_has_the_body_of_a_job(client, done):
     figures = client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object)
     assert (figures["n_epochs"], figures["queue_position"]) == (4, 0)
     assert figures["billable_tokens"] == 4 * figures["training_tokens"]
+
+
+def test_a_preference_job_on_the_tuned_model(client, done):
+    job = client.fine_tuning.jobs.create(
+        model=done.fine_tuned_model,
+        training_file=upload(client, pairs()),
+        validation_file=upload(client, pairs(4, first=100)),
+        method={"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 2, "batch_size": 4, "beta": 0.2}}},
+    )
+    job = wait(client, job.id, lambda job: job.status == "succeeded")
+    assert job.method.type == "dpo"
+    assert job.method.dpo.hyperparameters.beta == 0.2
+    assert job.method.dpo.hyperparameters.batch_size == 4
+    metrics = [event.data for event in client.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"]
+    assert len(metrics) == 6
+    assert {"train_reward_margin", "train_preference_accuracy", "train_chosen_reward"} <= set(metrics[0])
+    rows = list(csv.DictReader(io.StringIO(client.files.content(job.result_files[0]).text)))
+    assert float(rows[-1]["train_rejected_reward"]) < float(rows[-1]["train_chosen_reward"])
+    (checkpoint, *_) = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    assert checkpoint.metrics.model_extra["full_valid_preference_accuracy"] >= 0
+    shown = client.models.retrieve(job.fine_tuned_model).model_extra
+    assert shown["parents"] == [done.fine_tuned_model, "tiny"]
+    assert [step["recipe"]["method"]["type"] for step in shown["lineage"]] == ["supervised", "dpo"]
+    assert [step["model"] for step in shown["lineage"]] == [done.fine_tuned_model, job.fine_tuned_model]
+    assert shown["lineage"][1]["recipe"]["method"]["dpo"]["hyperparameters"]["beta"] == 0.2
+    assert len(shown["lineage"][1]["recipe"]["files"]["training_file"]["sha256"]) == 64
+
+
+def test_a_reinforcement_job_with_a_multi_grader_answers_afterwards(client):
+    ilike = {"type": "string_check", "name": "city", "operation": "ilike", "input": "{{sample.output_text}}",
+             "reference": "{{item.city}}"}  # fmt: skip
+    grader = {"type": "multi", "name": "both", "graders": {"city": ilike, "letters": LETTERS},
+              "calculate_output": "0.5 * city + 0.5 * letters"}  # fmt: skip
+    job = client.fine_tuning.jobs.create(
+        model="tiny",
+        training_file=upload(client, problems()),
+        validation_file=upload(client, problems(3, first=100)),
+        method={
+            "type": "reinforcement",
+            "reinforcement": {
+                "grader": grader,
+                "hyperparameters": {
+                    "n_epochs": 1,
+                    "batch_size": 4,
+                    "eval_interval": 1,
+                    "compute_multiplier": 0.5,
+                    "max_completion_tokens": 8,
+                    "reasoning_effort": "low",
+                },
+            },
+        },
+    )
+    job = wait(client, job.id, lambda job: job.status == "succeeded")
+    assert job.method.reinforcement.grader.type == "multi"
+    assert job.method.reinforcement.hyperparameters.eval_samples == 1
+    assert job.method.reinforcement.hyperparameters.model_extra["num_generations"] == 4
+    events = list(client.fine_tuning.jobs.list_events(job.id))
+    metrics = [event.data for event in events if event.type == "metrics"]
+    assert len(metrics) == 3
+    assert [grader["name"] for grader in metrics[0]["scores"]["graders"]] == ["city", "letters"]
+    assert 0 <= metrics[0]["full_valid_mean_reward"] <= 1
+    assert any("full validation mean reward=" in event.message for event in events)
+    results, samples = job.result_files
+    assert "valid_reward_mean" in client.files.content(results).text.splitlines()[0]
+    assert len(client.files.content(samples).text.splitlines()) == 3
+    answer = client.chat.completions.create(
+        model=job.fine_tuned_model, messages=[{"role": "user", "content": "?"}], max_tokens=4
+    )
+    assert answer.choices[0].message.role == "assistant"
+
+
+def test_a_grader_that_cannot_be_is_refused_by_its_place(client, done):
+    method = {"type": "reinforcement", "reinforcement": {"grader": {"type": "magic"}}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.fine_tuning.jobs.create(model="tiny", training_file=done.training_file, method=method)
+    assert refused.value.param == "method.reinforcement.grader.type"
+
+
+def test_an_estimate_of_reinforcement_counts_what_is_sampled(client):
+    body = {
+        "model": "tiny",
+        "training_file": upload(client, problems()),
+        "method": {"type": "reinforcement", "reinforcement": {
+            "grader": LETTERS, "hyperparameters": {"n_epochs": 1, "max_completion_tokens": 8}}},
+    }  # fmt: skip
+    figures = client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object)
+    assert figures["steps"] == 12
+    assert figures["training_tokens"] > 12 * 8 * 4
+    assert figures["est_wall_seconds"] > 0

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from tunekeeper.datasets.formats import ChatExample, CompletionExample
+from tunekeeper.datasets.formats import ChatExample, CompletionExample, PreferenceExample, ProblemExample
 from tunekeeper.datasets.render import Rendered, prompt_tokens, render
 from tunekeeper.datasets.tokenizer import Tokenizer
 from tunekeeper.errors import InvalidRequest
@@ -257,3 +257,65 @@ def test_a_completion_goes_on_from_its_prompt_and_ends(tokenizer: Tokenizer) -> 
 def test_a_completion_without_prompt_starts_with_the_start_token(tokenizer: Tokenizer) -> None:
     (rendered,) = render(CompletionExample(1, "", "paris"), tokenizer)
     assert rendered.tree.trunk == (1,)
+
+
+def pair(
+    preferred: list[dict[str, Any]], rejected: list[dict[str, Any]], *messages: dict[str, Any]
+) -> PreferenceExample:
+    return PreferenceExample(1, messages or (said("user", "Hi"),), tuple(preferred), tuple(rejected))
+
+
+def test_a_pair_is_one_prompt_with_two_answers(tokenizer: Tokenizer) -> None:
+    good, bad = said("assistant", "the answer"), said("assistant", "no")
+    (rendered,) = render(pair([good], [bad]), tokenizer)
+    tree = rendered.tree
+    assert list(tree.trunk) == prompt_tokens(tokenizer, [said("user", "Hi")])
+    assert [tokenizer.decode(list(b.tokens)) for b in tree.branches] == ["the answer<|im_end|>", "no<|im_end|>"]
+    for branch, answer in zip(tree.branches, (good, bad), strict=True):
+        (alone,) = render(chat(said("user", "Hi"), answer), tokenizer)
+        assert alone.tree.branches == (branch,)
+
+
+def test_of_an_output_of_several_messages_only_the_assistants_are_learned(tokenizer: Tokenizer) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    steps = [
+        said("assistant", "", tool_calls=[call]),
+        said("tool", "42", tool_call_id="c"),
+        said("assistant", "It is 42"),
+    ]
+    (rendered,) = render(pair(steps, [said("assistant", "no")]), tokenizer)
+    first, _ = rendered.tree.branches
+    text = "".join(tokenizer.decode([t]) for t, w in zip(first.tokens, first.weights, strict=True) if not w)
+    assert "tool_response" in text
+    assert "It is 42" not in text
+    with pytest.raises(InvalidRequest, match="several answers"):
+        render(pair(steps, [said("assistant", "no")]), tokenizer, split_turns=True)
+
+
+def test_an_output_that_begins_with_a_silent_answer_keeps_the_shared_prompt(tokenizer: Tokenizer) -> None:
+    quiet = [said("assistant", "hello", weight=0), said("assistant", "the answer")]
+    (rendered,) = render(pair(quiet, [said("assistant", "no")]), tokenizer)
+    assert list(rendered.tree.trunk) == prompt_tokens(tokenizer, [said("user", "Hi")])
+    first, _ = rendered.tree.branches
+    assert tokenizer.decode(list(first.tokens)).startswith("hello<|im_end|>")
+    assert first.weights[0] == 0.0
+
+
+def test_a_pair_is_cut_at_both_ends_and_left_out_when_nothing_tells_its_sides_apart(tokenizer: Tokenizer) -> None:
+    long = pair([said("assistant", "the answer is in Paris")], [said("assistant", "the answer is in Tokyo")])
+    (whole,) = render(long, tokenizer)
+    room = len(whole.tree.trunk)
+    shared = next(n for n, (a, b) in enumerate(zip(*(b.tokens for b in whole.tree.branches), strict=False)) if a != b)
+    (cut,) = render(long, tokenizer, max_tokens=room + shared + 1)
+    assert cut.truncated
+    assert [len(branch.tokens) for branch in cut.tree.branches] == [shared + 1] * 2
+    assert render(long, tokenizer, max_tokens=room + shared) == []
+    assert render(long, tokenizer, max_tokens=room) == []
+
+
+def test_a_problem_is_a_prompt_without_an_answer(tokenizer: Tokenizer) -> None:
+    problem = ProblemExample(3, (said("user", "Hi"),), {"answer": 4})
+    (rendered,) = render(problem, tokenizer)
+    assert list(rendered.tree.trunk) == prompt_tokens(tokenizer, problem.messages)
+    assert (rendered.tree.branches, rendered.tree.line) == ((), 3)
+    assert render(problem, tokenizer, max_tokens=len(rendered.tree.trunk)) == []

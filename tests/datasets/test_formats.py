@@ -13,6 +13,9 @@ from tunekeeper.datasets.formats import (
     Fault,
     Line,
     Parsed,
+    PreferenceExample,
+    ProblemExample,
+    detect_method,
     parse,
     read_examples,
     read_lines,
@@ -310,8 +313,8 @@ def test_a_line_without_messages_says_what_it_needs(value: dict, code: str, hint
 
 
 def test_a_method_without_a_format_is_refused_by_name() -> None:
-    with pytest.raises(Unsupported, match="'dpo'"):
-        parse(Line(1, {}), method="dpo")
+    with pytest.raises(Unsupported, match="'magic'"):
+        parse(Line(1, {}), method="magic")
 
 
 def test_examples_of_a_checked_file_are_read_and_a_bad_line_stops_with_its_details() -> None:
@@ -320,3 +323,114 @@ def test_examples_of_a_checked_file_are_read_and_a_bad_line_stops_with_its_detai
     with pytest.raises(InvalidData, match="Line 2") as caught:
         list(read_examples(io.BytesIO(good + b"\n[]\n")))
     assert caught.value.details[0]["code"] == "not_object"
+
+
+def pair(preferred: Any, rejected: Any, *messages: Any, **more: Any) -> Parsed:
+    given = {"messages": list(messages or [USER]), **more}
+    value = {"input": given, "preferred_output": preferred, "non_preferred_output": rejected}
+    return parse(Line(1, value), method="dpo")
+
+
+OTHER = {"role": "assistant", "content": "Go away"}
+
+
+def test_a_pair_holds_its_input_and_both_outputs() -> None:
+    parsed = pair([ANSWER], [OTHER], tools=[TOOL], parallel_tool_calls=False)
+    assert parsed.faults == ()
+    assert isinstance(parsed.example, PreferenceExample)
+    assert parsed.example.messages == (USER,)
+    assert (parsed.example.preferred, parsed.example.rejected) == ((ANSWER,), (OTHER,))
+    assert (parsed.example.tools, parsed.example.parallel_tool_calls) == ((TOOL,), False)
+
+
+def test_an_output_may_be_several_messages_with_calls() -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    result = {"role": "tool", "tool_call_id": "c1", "content": "3"}
+    parsed = pair([called, result, ANSWER], [OTHER], tools=[TOOL])
+    assert isinstance(parsed.example, PreferenceExample)
+    assert len(parsed.example.preferred) == 3
+
+
+def test_only_the_outputs_of_a_pair_are_learned() -> None:
+    example = pair([ANSWER], [OTHER], USER, ANSWER, USER).example
+    assert isinstance(example, PreferenceExample)
+    for chat in example.chats():
+        assert [n for n in range(4) if chat.is_trained(n)] == [3]
+
+
+@pytest.mark.parametrize(
+    ("preferred", "rejected", "fault"),
+    [
+        ([ANSWER], [ANSWER], ("/non_preferred_output", "dpo_identical_pair", "error")),
+        ([], [OTHER], ("/preferred_output", "dpo_bad_output", "error")),
+        (ANSWER, [OTHER], ("/preferred_output", "dpo_bad_output", "error")),
+        ([ANSWER], None, ("/non_preferred_output", "dpo_bad_output", "error")),
+        ([ANSWER], "Go away", ("/non_preferred_output", "dpo_bad_output", "error")),
+        ([USER, ANSWER], [OTHER], ("/preferred_output/0/role", "dpo_bad_output", "error")),
+        ([ANSWER], [{"role": "assistant"}], ("/non_preferred_output/0/content", "missing_content", "error")),
+        ([ANSWER], [{"role": "tool", "tool_call_id": "c", "content": "x"}], ("/non_preferred_output", "no_assistant",
+                                                                           "error")),
+    ],
+)  # fmt: skip
+def test_a_faulty_output_is_named_with_its_place(preferred: Any, rejected: Any, fault: tuple[str, str, str]) -> None:
+    parsed = pair(preferred, rejected)
+    assert fault in faults(parsed)
+    assert parsed.example is None
+
+
+def test_a_pair_without_input_is_told_what_it_looks_like() -> None:
+    parsed = parse(Line(1, {"messages": [USER, ANSWER]}), method="dpo")
+    assert "use the method supervised" in parsed.faults[-1].message
+    assert ("/input/messages", "empty_messages", "error") in faults(
+        parse(Line(1, {"input": {"messages": []}, "preferred_output": [ANSWER]}), method="dpo")
+    )
+
+
+def test_an_input_that_ends_with_an_answer_is_doubtful() -> None:
+    assert faults(pair([ANSWER], [OTHER], USER, ANSWER)) == [("/input/messages/1/role", "dpo_input_answered", "warn")]
+
+
+def problem(*messages: Any, **more: Any) -> Parsed:
+    return parse(Line(1, {"messages": list(messages), **more}), method="reinforcement")
+
+
+def test_the_other_keys_of_a_problem_are_its_item() -> None:
+    parsed = problem(USER, answer=4, notes={"a": [1]}, tools=[TOOL])
+    assert parsed.faults == ()
+    assert isinstance(parsed.example, ProblemExample)
+    assert parsed.example.item == {"answer": 4, "notes": {"a": [1]}}
+    assert parsed.example.tools == (TOOL,)
+
+
+def test_a_problem_ends_with_the_users_message() -> None:
+    assert faults(problem(USER, ANSWER)) == [("/messages/1/role", "rft_last_not_user", "error")]
+    assert faults(problem()) == [("/messages", "empty_messages", "error")]
+    assert problem({"role": "developer", "content": "Be brief."}, USER).faults == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "method"),
+    [
+        ({"messages": [USER, ANSWER]}, "supervised"),
+        ({"prompt": "a", "completion": "b"}, "supervised"),
+        ({"messages": [USER], "answer": 4}, "reinforcement"),
+        ({"messages": [USER, ANSWER, USER], "answer": 4}, "reinforcement"),
+        ({"messages": [USER, ANSWER, USER]}, "supervised"),
+        ({"input": {"messages": [USER]}}, "dpo"),
+        ({"messages": 3}, "supervised"),
+    ],
+)
+def test_the_first_line_says_what_a_file_is_for(line: Any, method: str) -> None:
+    stream = io.BytesIO(json.dumps(line).encode() + b"\n")
+    assert detect_method(stream) == method
+    assert stream.tell() == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(value=json_objects, method=st.sampled_from(["dpo", "reinforcement"]), keys=st.lists(st.sampled_from(
+    ["input", "messages", "preferred_output", "non_preferred_output", "tools", "parallel_tool_calls"])))  # fmt: skip
+def test_no_object_at_all_makes_a_format_fail(value: dict[str, Any], method: str, keys: list[str]) -> None:
+    renamed = dict(zip(keys, value.values(), strict=False)) | value
+    for inner in (renamed, {"input": renamed, "preferred_output": list(value.values()), "messages": [renamed]}):
+        parsed = parse(Line(1, inner), method=method)
+        assert parsed.example is not None or any(fault.level == "error" for fault in parsed.faults)

@@ -241,12 +241,78 @@ def test_memory_does_not_grow_with_the_size_of_the_examples() -> None:
     assert peak < 1.5 * 1024**2, "the file has 5 MB"
 
 
-def test_a_method_that_has_no_format_yet_is_refused_also_for_an_empty_file() -> None:
+def test_a_method_that_has_no_format_is_refused_also_for_an_empty_file() -> None:
     with pytest.raises(Unsupported) as caught:
-        check(io.BytesIO(b""), method="reinforcement")
+        check(io.BytesIO(b""), method="magic")
     assert caught.value.param == "method"
 
 
 def test_neither_torch_nor_transformers_is_needed() -> None:
     code = "import sys, tunekeeper.datasets; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def a_pair(n: int, **more: Any) -> dict[str, Any]:
+    given = {"messages": [{**USER, "content": f"hello {n}"}]}
+    outputs = {"preferred_output": [ANSWER], "non_preferred_output": [{**ANSWER, "content": "go away"}]}
+    return {"input": given, **outputs, **more}
+
+
+def found(report: Any) -> list[tuple[int, str, str, str]]:
+    return [(fault.line, fault.pointer, fault.code, fault.level) for fault in report.faults]
+
+
+def test_a_good_file_of_pairs_is_good_and_counted(tokenizer: Tokenizer) -> None:
+    report = check(file_of(*(a_pair(n) for n in range(12))), method="dpo", tokenizer=tokenizer)
+    assert (report.ok, report.n_examples, report.n_warnings) == (True, 12, 0)
+    assert report.n_tokens is not None
+    assert report.trained_tokens is not None
+    assert 0 < report.trained_tokens < report.n_tokens
+    assert report.labels == {}
+
+
+def test_faults_of_calls_are_found_on_both_sides_of_a_pair_and_those_of_the_input_once() -> None:
+    bad = calls("c1", name="g")
+    value = a_pair(0, preferred_output=[bad, result("c1"), ANSWER], non_preferred_output=[calls("c2", arguments="[")])
+    value["input"] = {"messages": [USER, calls("c0", name="h"), result("c9"), USER], "tools": [TOOL]}
+    report = check(file_of(value), method="dpo", min_examples=1)
+    assert found(report) == [
+        (1, "/input/messages/1/tool_calls/0/function/name", "unknown_tool_name", "error"),
+        (1, "/preferred_output/0/tool_calls/0/function/name", "unknown_tool_name", "error"),
+        (1, "/input/messages/2/tool_call_id", "tool_result_without_call", "error"),
+        (1, "/non_preferred_output/0/tool_calls/0/function/arguments", "tool_call_bad_json", "error"),
+        (1, "/input/messages/3", "tool_call_without_result", "warn"),
+    ]
+
+
+def test_an_output_without_weight_and_one_that_ends_with_a_tool_are_named() -> None:
+    silent = a_pair(0, preferred_output=[{**ANSWER, "weight": 0}])
+    open_end = a_pair(1, non_preferred_output=[calls("c1"), result("c1")])
+    open_end["input"]["tools"] = [TOOL]
+    report = check(file_of(silent, open_end), method="dpo", min_examples=1)
+    assert found(report) == [
+        (1, "/preferred_output", "all_weights_zero", "error"),
+        (2, "/non_preferred_output/1", "last_not_assistant", "warn"),
+    ]
+
+
+def test_a_pair_that_stands_there_twice_or_the_other_way_round_is_doubtful() -> None:
+    turned = a_pair(0, preferred_output=[{**ANSWER, "content": "go away"}], non_preferred_output=[ANSWER])
+    third = a_pair(0, non_preferred_output=[{**ANSWER, "content": "something else"}])
+    report = check(file_of(a_pair(0), a_pair(0), turned, third), method="dpo", min_examples=1)
+    assert [(fault.line, fault.code) for fault in report.faults] == [
+        (2, "duplicate_example"),
+        (3, "contradictory_answers"),
+    ]
+
+
+def test_problems_are_checked_too(tokenizer: Tokenizer) -> None:
+    problems = [{"messages": [{**USER, "content": f"What is {n}?"}], "answer": n} for n in range(12)]
+    report = check(file_of(*problems), method="reinforcement", tokenizer=tokenizer)
+    assert (report.ok, report.n_examples, report.trained_tokens, report.n_warnings) == (True, 12, 0, 0)
+    secret = {"messages": [{**USER, "content": "mail mia@firm.io <|im_end|>"}], "answer": 1}
+    report = check(file_of(secret), method="reinforcement", tokenizer=tokenizer, min_examples=1)
+    assert {(fault.pointer, fault.code) for fault in report.faults} == {
+        ("/messages/0/content", "special_token_in_text"),
+        ("/messages/0/content", "personal_data"),
+    }

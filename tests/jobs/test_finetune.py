@@ -1,20 +1,29 @@
+import csv
 import dataclasses
 import errno
+import io
 import json
+import math
 import multiprocessing
 import shutil
 
 import pytest
+import torch
+import transformers
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from jobshop import add_data, add_job, events_of, examples, finetune_with_room, model_bytes, outcome_of
+from jobshop import add_data, add_job, events_of, examples, finetune_with_room, model_bytes, outcome_of, pairs, problems
 from tunekeeper.errors import DiskFull
 from tunekeeper.jobs import queue
 from tunekeeper.jobs.executor import job_directory
 from tunekeeper.jobs.finetune import generation_prompt, run
 from tunekeeper.jobs.prepare import Desk
 from tunekeeper.jobs.submit import Submission, submit
-from tunekeeper.types import Job, Model
+from tunekeeper.models.load import load_adapter, load_decoder
+from tunekeeper.models.lora import AdapterRows
+from tunekeeper.trainer.trees import TreeAttention, pack
+from tunekeeper.types import Job, Model, Tree
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -281,3 +290,170 @@ def test_an_unexpected_fault_is_a_crash_that_the_worker_sees(desk):
     with pytest.raises(OSError, match="broken"):
         run(job.id, dataclasses.replace(desk, blobs=Broken(desk.blobs)))
     assert desk.store.get_job(job.id).status == "running"
+
+
+def test_a_preference_job_tells_rewards_margins_and_accuracy(desk):
+    job = run_through(desk, add_job(desk, method="dpo", validation=pairs(4, first=100), learning_rate_multiplier=20))
+    assert (job.status, job.error) == ("succeeded", None)
+    assert (job.resolved["beta"], job.resolved["batch_size"]) == (0.1, 4)
+    metrics = [event.data for event in events_of(desk, job) if event.type == "metrics"]
+    assert [data["step"] for data in metrics] == [1, 2, 3, 4, 5, 6]
+    assert metrics[0]["train_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert metrics[-1]["train_reward_margin"] > 0.01
+    assert metrics[-1]["train_preference_accuracy"] == 1
+    assert {"train_chosen_reward", "train_rejected_reward", "valid_reward_margin"} <= set(metrics[-1])
+    rows = list(csv.DictReader(io.StringIO(outcome_of(desk, job).results.decode())))
+    assert float(rows[-1]["train_reward_margin"]) == metrics[-1]["train_reward_margin"]
+    assert float(rows[-1]["full_valid_preference_accuracy"]) >= 0.5
+    (checkpoint, _) = desk.store.list_checkpoints(job.id).data
+    assert checkpoint.metrics["full_valid_reward_margin"] == metrics[-1]["full_valid_reward_margin"]
+
+
+def test_a_preference_job_that_dies_in_its_preparation_or_later_gives_the_same_bytes(desk):
+    whole = run_through(desk, add_job(desk, method="dpo"))
+    job = add_job(desk, method="dpo")
+    run(job.id, desk)
+    run(job.id, nudged(desk, 2, ask_for_pause))
+    assert desk.store.get_job(job.id).status == "paused"
+    queue.resume(desk.store, job.id)
+    run(job.id, desk)
+    job = desk.store.get_job(job.id)
+    assert model_bytes(desk, job.fine_tuned_model) == model_bytes(desk, whole.fine_tuned_model)
+    assert outcome_of(desk, job).results == outcome_of(desk, whole).results
+
+
+def test_preferences_on_a_tuned_model_go_on_with_its_adapter(desk):
+    first = run_through(desk, add_job(desk))
+    second = run_through(desk, add_job(desk, method="dpo", model=first.fine_tuned_model))
+    model = desk.store.get_model(second.fine_tuned_model)
+    assert (model.base, model.parent, model.kind) == ("tiny", first.fine_tuned_model, "adapter")
+    loss = next(event.data["train_loss"] for event in events_of(desk, second) if event.type == "metrics")
+    assert loss == pytest.approx(math.log(2), abs=1e-4)  # the reference is the parent, not the base
+
+
+def test_a_faulty_pair_fails_the_job_with_its_place(desk):
+    same = [{"role": "assistant", "content": "x"}]
+    line = {"input": {"messages": [{"role": "user", "content": "?"}]}, "preferred_output": same}
+    faulty = json.dumps({**line, "non_preferred_output": same}).encode() + b"\n"
+    job = run_through(desk, add_job(desk, method="dpo", data=pairs() + faulty))
+    assert job.error["code"] == "invalid_training_file"
+    (detail,) = job.error["details"]
+    assert (detail["line"], detail["pointer"], detail["code"]) == (13, "/non_preferred_output", "dpo_identical_pair")
+
+
+def test_a_reinforcement_job_learns_what_its_grader_likes(desk):
+    job = add_job(
+        desk, method="reinforcement", validation=problems(4, first=100), learning_rate_multiplier=30,
+        n_epochs=6, eval_interval=6, num_generations=6,
+    )  # fmt: skip
+    job = run_through(desk, job)
+    assert (job.status, job.error) == ("succeeded", None)
+    events = events_of(desk, job)
+    metrics = [event.data for event in events if event.type == "metrics"]
+    assert len(metrics) == 18
+    first = next(event.message for event in events if event.message.startswith("Before training"))
+    assert metrics[-1]["valid_reward_mean"] > float(first.partition("=")[2]) + 0.1
+    assert {"usage", "errors", "scores", "timing", "train_mean_reward", "completion_tokens_mean"} <= set(metrics[0])
+    (grader,) = metrics[-1]["scores"]["graders"]
+    assert (grader["name"], grader["type"]) == ("letters", "python")
+    assert grader["train_reward_mean"] == metrics[-1]["train_reward_mean"]
+    assert any(event.message.startswith("Step 6/18 , train mean reward=0.") for event in events)
+    rows = list(csv.DictReader(io.StringIO(outcome_of(desk, job).results.decode())))
+    assert float(rows[-1]["valid_reward_mean"]) == metrics[-1]["valid_reward_mean"]
+    checkpoint = desk.store.list_checkpoints(job.id).data[0]
+    assert checkpoint.metrics["valid_reward_mean"] == metrics[-1]["valid_reward_mean"]
+
+
+def test_the_best_and_worst_answers_of_each_evaluation_are_kept_for_reading(desk):
+    job = run_through(desk, add_job(desk, method="reinforcement", validation=problems(4, first=100), eval_interval=3))
+    with desk.open(job.extra["samples_file"]) as stream:
+        shown = [json.loads(line) for line in stream]
+    assert [each["step"] for each in shown] == [3, 6]
+    for each in shown:
+        best, worst = ([answer["reward"] for answer in each[name]] for name in ("best", "worst"))
+        assert min(best) >= max(worst)
+        assert each["best"][0].keys() >= {"line", "prompt", "output", "reward"}
+        assert each["file"] == "validation"
+    assert {each["prompt"] for each in shown[0]["best"]} <= {f"Which city has the number {k}?" for k in range(100, 104)}
+
+
+def test_a_paused_reinforcement_job_goes_on_to_the_same_bytes(desk):
+    asked = {"method": "reinforcement", "validation": problems(2, first=100), "eval_interval": 2}
+    whole = run_through(desk, add_job(desk, **asked))
+    job = add_job(desk, **asked)
+    run(job.id, desk)
+    run(job.id, nudged(desk, 3, ask_for_pause))
+    assert desk.store.get_job(job.id).status == "paused"
+    queue.resume(desk.store, job.id)
+    run(job.id, desk)
+    job = desk.store.get_job(job.id)
+    assert model_bytes(desk, job.fine_tuned_model) == model_bytes(desk, whole.fine_tuned_model)
+    assert outcome_of(desk, job).results == outcome_of(desk, whole).results
+
+
+def test_supervised_then_preferences_then_reinforcement_is_one_adapter_with_its_lineage(desk, tiny_base):
+    model = "tiny"
+    for method in ("supervised", "dpo", "reinforcement"):
+        model = run_through(desk, add_job(desk, method=method, model=model)).fine_tuned_model
+    last = desk.store.get_model(model)
+    chain = []
+    while model != "tiny":
+        kept = desk.store.get_model(model)
+        chain.append(desk.store.get_job(kept.job_id).method["type"])
+        assert (kept.base, kept.kind) == ("tiny", "adapter")
+        model = kept.parent or kept.base
+    assert chain == ["reinforcement", "dpo", "supervised"]
+    # One adapter came out, and PEFT computes with it what we do.
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(theirs, desk.settings.home / last.path).eval()
+    decoder = load_decoder(tiny_base, dtype="fp32")
+    adapter = load_adapter(desk.settings.home / last.path, decoder)
+    packed = pack([Tree((5, 9, 40, 70), ())])
+    with torch.no_grad():
+        hidden = decoder.hidden(
+            packed.tokens_T, packed.positions_T, TreeAttention(packed.spans), adapters=(AdapterRows(adapter, 0, 4),)
+        )
+        expected = theirs(input_ids=packed.tokens_T[None]).logits[0]
+    torch.testing.assert_close(decoder.logits(hidden), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_grader_that_always_fails_fails_the_job_with_its_words(desk):
+    broken = {"type": "python", "name": "broken", "source": "def grade(sample, item):\n    return 1 / 0\n"}
+    job = run_through(desk, add_job(desk, method="reinforcement", grader=broken, n_epochs=3))
+    assert (job.status, job.error["code"]) == ("failed", "grader_failed")
+    assert "broken (python_grader_runtime_error)" in job.error["message"]
+    assert "ZeroDivisionError" in job.error["message"]
+    assert job.step == 3
+
+
+def test_a_job_whose_answers_all_score_the_same_says_that_there_is_nothing_to_learn(desk):
+    flat = {"type": "string_check", "name": "never", "input": "{{sample.output_text}}", "operation": "eq",
+            "reference": "{{item.city}}"}  # fmt: skip
+    job = run_through(desk, add_job(desk, method="reinforcement", grader=flat, n_epochs=3))
+    assert (job.status, job.error["code"]) == ("failed", "no_learning_signal")
+    assert "same score" in job.error["message"]
+
+
+def test_a_variable_that_a_line_lacks_fails_the_job_before_training(desk):
+    grader = {"type": "string_check", "name": "g", "input": "{{sample.output_text}}", "operation": "eq",
+              "reference": "{{item.town}}"}  # fmt: skip
+    job = run_through(desk, add_job(desk, method="reinforcement", grader=grader))
+    assert (job.status, job.error["code"]) == ("failed", "invalid_training_file")
+    assert len(job.error["details"]) == 12
+    assert job.error["details"][0]["code"] == "missing_grader_variable"
+
+
+def test_answers_are_held_to_the_response_format(desk):
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"],
+              "additionalProperties": False}  # fmt: skip
+    grader = {"type": "string_check", "name": "yes", "input": "{{sample.output_json.a}}", "operation": "eq",
+              "reference": "true"}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    job = run_through(
+        desk, add_job(desk, method="reinforcement", grader=grader, response_format=form, max_completion_tokens=40)
+    )
+    assert (job.status, job.error) == ("succeeded", None)
+    with desk.open(job.extra["samples_file"]) as stream:
+        for line in stream:
+            for answer in json.loads(line)["best"]:
+                assert json.loads(answer["output"]) in ({"a": True}, {"a": False})

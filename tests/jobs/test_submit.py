@@ -126,9 +126,16 @@ def test_a_price_limit_needs_a_price(ask):
     assert "price_per_hour" in error.message
 
 
-@pytest.mark.parametrize("kind", ["dpo", "reinforcement"])
-def test_methods_that_are_not_here_are_named(ask, kind):
-    assert refused(ask, Unsupported, method={"type": kind}).param == "method.type"
+def test_a_grader_that_cannot_be_is_refused_by_its_place(ask):
+    def method(grader):
+        return {"type": "reinforcement", "reinforcement": {"grader": grader}}
+
+    assert refused(ask, InvalidConfig, method={"type": "reinforcement"}).param == "method.reinforcement.grader"
+    error = refused(ask, InvalidRequest, method=method({"type": "string_check", "operation": "same"}))
+    assert error.param is not None
+    assert error.param.startswith("method.reinforcement.grader.")
+    source = "def grade(sample, item):\n    return 1.0\n"
+    assert ask(method=method({"type": "python", "source": source})).method["type"] == "reinforcement"
 
 
 def test_an_integration_is_refused_by_its_name(ask):

@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 
 from tunekeeper.errors import InvalidConfig, Unsupported
-from tunekeeper.trainer.config import learning_rate_at, resolve, validate_method
+from tunekeeper.trainer.config import (
+    DpoConfig,
+    ReinforcementConfig,
+    learning_rate_at,
+    method_of,
+    resolve,
+    validate_method,
+)
 
 PREFIX = "method.supervised.hyperparameters"
 
@@ -52,9 +59,7 @@ def test_a_short_file_never_has_a_batch_larger_than_itself() -> None:
     assert config.batch_size == 10
 
 
-def test_other_methods_are_refused_by_name() -> None:
-    with pytest.raises(Unsupported, match="dpo"):
-        validate_method({"type": "dpo", "dpo": {}})
+def test_a_method_that_is_unknown_or_two_at_once_is_refused_by_name() -> None:
     with pytest.raises(InvalidConfig, match=r"method\.type"):
         validate_method({"type": "magic"})
     with pytest.raises(InvalidConfig, match=r"method\.dpo does not belong"):
@@ -87,3 +92,83 @@ def test_the_learning_rate_warms_up_and_decays_but_never_to_zero() -> None:
     assert max(rates) == pytest.approx(config.learning_rate)
     assert all(rate > 0 for rate in rates)
     assert rates[-1] < 0.02 * max(rates)
+
+
+GRADER = {"type": "string_check", "name": "g", "input": "{{sample.output_text}}", "operation": "eq", "reference": "x"}
+
+
+def other(kind: str, n_valid: int = 0, **hyperparameters: Any) -> Any:
+    body = {"hyperparameters": hyperparameters, **({"grader": GRADER} if kind == "reinforcement" else {})}
+    return resolve(
+        validate_method({"type": kind, kind: body}), n_examples=500, n_valid=n_valid, context=2048, hidden_size=576
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("dpo", "beta", 0), ("dpo", "beta", 2.5), ("dpo", "prompt_loss_weight", 0.5), ("dpo", "eval_interval", 5),
+        ("reinforcement", "compute_multiplier", 1e-5), ("reinforcement", "compute_multiplier", 11),
+        ("reinforcement", "num_generations", 1), ("reinforcement", "reasoning_effort", "most"),
+        ("reinforcement", "eval_samples", 0), ("reinforcement", "eval_steps", 5), ("reinforcement", "beta", 0.1),
+        ("supervised", "beta", 0.1), ("supervised", "eval_interval", 5),
+    ],
+)  # fmt: skip
+def test_each_method_has_its_own_hyperparameters_and_bounds(kind: str, name: str, value: Any) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        other(kind, **{name: value})
+    assert caught.value.param == f"method.{kind}.hyperparameters.{name}"
+
+
+def test_auto_of_a_preference_run_is_gentler_than_supervised() -> None:
+    config = other("dpo", beta="auto")
+    assert isinstance(config, DpoConfig)
+    assert method_of(config) == "dpo"
+    assert (config.beta, config.n_epochs, config.batch_size, config.eval_steps) == (0.1, 1, 12, 0)
+    assert config.learning_rate == pytest.approx(resolved().learning_rate / 10)
+
+
+def test_auto_of_a_reinforcement_run_is_a_group_of_eight_and_about_a_hundred_steps() -> None:
+    config = other("reinforcement", n_valid=10)
+    assert isinstance(config, ReinforcementConfig)
+    assert (config.num_generations, config.max_completion_tokens, config.save_every) == (8, 512, 1)
+    steps = -(-500 // config.batch_size) * config.n_epochs
+    assert 80 <= steps <= 130
+    assert config.eval_interval == steps // 10
+    assert other("reinforcement", compute_multiplier=2.5).num_generations == 20
+    assert other("reinforcement", num_generations=4).compute_multiplier == 0.5
+    assert other("reinforcement", reasoning_effort="high").max_completion_tokens == 1024
+
+
+def test_the_number_of_answers_may_not_be_said_twice_in_two_ways() -> None:
+    assert other("reinforcement", compute_multiplier=1, num_generations=8).num_generations == 8
+    with pytest.raises(InvalidConfig, match="comes to 16"):
+        other("reinforcement", compute_multiplier=2, num_generations=8)
+
+
+def test_a_reinforcement_method_needs_a_grader() -> None:
+    with pytest.raises(InvalidConfig, match=r"grader is missing") as caught:
+        validate_method({"type": "reinforcement", "reinforcement": {}})
+    assert caught.value.param == "method.reinforcement.grader"
+
+
+def test_a_response_format_is_taken_in_both_of_its_forms() -> None:
+    schema = {"type": "object"}
+    for given in (
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}},
+        {"type": "json_schema", "name": "a", "schema": schema, "strict": True},
+    ):
+        method = validate_method(
+            {"type": "reinforcement", "reinforcement": {"grader": GRADER, "response_format": given}}
+        )
+        assert method["reinforcement"]["response_format"]["json_schema"]["schema"] == schema
+    with pytest.raises(InvalidConfig, match="response_format"):
+        validate_method(
+            {"type": "reinforcement", "reinforcement": {"grader": GRADER, "response_format": {"type": "x"}}}
+        )
+
+
+def test_servers_that_are_called_while_sampling_are_refused_by_name() -> None:
+    body = {"grader": GRADER, "tools": [{"name": "search", "server_url": "http://127.0.0.1/"}]}
+    with pytest.raises(Unsupported, match=r"method\.reinforcement\.tools"):
+        validate_method({"type": "reinforcement", "reinforcement": body})

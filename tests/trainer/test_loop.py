@@ -174,7 +174,7 @@ def test_only_the_named_layers_learn(tiny_base: Path) -> None:
 
 def test_the_estimate_counts_exactly_what_the_run_then_does(tiny_base: Path) -> None:
     run = trainer(tiny_base, config())
-    speed = measure(run.decoder, run.train.trees, run)
+    speed = measure(run.train, run.optimizer)
     forecast = estimate(run.train.trees, [], run.config, run.decoder.shape, speed, price_per_hour=3600.0)
     steps = list(run.steps())
     assert forecast.steps == len(steps)
@@ -188,7 +188,7 @@ def test_measuring_changes_nothing_that_is_trained(tiny_base: Path, tmp_path: Pa
     for name in ("plain", "measured"):
         run = trainer(tiny_base, config())
         if name == "measured":
-            measure(run.decoder, run.train.trees, run)
+            measure(run.train, run.optimizer)
         list(run.steps())
         run.save_model(tmp_path / name, base_id="tiny")
         shutil.rmtree(tmp_path / "x", ignore_errors=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from tunekeeper.api import azure, chat, files, fine_tuning, models, uploads
+from tunekeeper.api import azure, chat, files, fine_tuning, graders, models, sweeps, uploads
 from tunekeeper.api.auth import Auth
 from tunekeeper.api.checks import FileChecks
 from tunekeeper.api.errors import Envelope, install_error_handlers
@@ -37,7 +37,7 @@ from tunekeeper.storage.store import Store, SystemClock
 _log = logging.getLogger(__name__)
 
 _EXPIRY_PERIOD_S = 60.0
-_ROUTERS = (files.router, uploads.router, models.router, chat.router, fine_tuning.router)
+_ROUTERS = (files.router, uploads.router, models.router, chat.router, fine_tuning.router, sweeps.router, graders.router)
 
 
 def create_app(

@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
+from tunekeeper.datasets.formats import detect_method
 from tunekeeper.datasets.validate import check
 from tunekeeper.errors import NotFound, TunekeeperError
 from tunekeeper.storage.blobs import DirectoryBlobs
@@ -58,7 +59,7 @@ class FileChecks:
             with self._blobs.open(file.sha256) as stream:
                 self._reading = stream
                 # A training file needs ten examples, a validation file one; which it is, the job says.
-                report = check(stream, min_examples=1)
+                report = check(stream, method=detect_method(stream), min_examples=1)
             faults = [
                 {"line": fault.line, "code": fault.code, "message": fault.message}
                 for fault in report.faults

@@ -12,6 +12,7 @@ from tunekeeper.api.checks import CHECKED_PURPOSES
 from tunekeeper.api.multipart import receive_form
 from tunekeeper.api.pagination import After, Order, known_query, limit, list_body
 from tunekeeper.api.services import Services, ServicesDep
+from tunekeeper.datasets.formats import detect_method
 from tunekeeper.datasets.validate import check
 from tunekeeper.errors import InvalidRequest, NotFound
 from tunekeeper.storage.store import new_id
@@ -93,10 +94,11 @@ def content(file_id: str, services: ServicesDep) -> Response:
 
 
 @router.post("/files/{file_id}/validate", dependencies=[known_query("method")])
-def validate(file_id: str, services: ServicesDep, method: Annotated[str, Query()] = "supervised") -> Json:
-    """Check a file as training data, and say all that was found."""
+def validate(file_id: str, services: ServicesDep, method: Annotated[str | None, Query()] = None) -> Json:
+    """Check a file as training data, and say all that was found; without a method, for the one that it looks like."""
     file = _file(services, file_id)
     with services.blobs.open(file.sha256) as stream:
+        method = method or detect_method(stream)
         report = check(stream, method=method, min_examples=services.settings.min_examples)
     return {**report.to_json(), "file_id": file_id}
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tunekeeper.api.azure import AzureStyle
 from tunekeeper.api.pagination import After, known_query, limit, list_body
 from tunekeeper.api.services import Services, ServicesDep
-from tunekeeper.errors import InvalidRequest
+from tunekeeper.errors import InvalidRequest, Unsupported
 from tunekeeper.jobs import queue
 from tunekeeper.jobs.estimate import estimate, finish_times
 from tunekeeper.jobs.submit import Submission, draft, submit
@@ -53,6 +53,7 @@ class JobBody(BaseModel):
     metadata: dict[str, str] | None = None
     integrations: list[dict[str, Any]] | None = None
     training_type: str | int | None = Field(default=None, alias="trainingType")
+    sweep: dict[str, Any] | None = None
 
     def submission(self) -> Submission:
         """The same in the words of `jobs`."""
@@ -79,6 +80,8 @@ def create(body: JobBody, request: Request, response: Response, services: Servic
 @router.post("/jobs/estimate", dependencies=[known_query()])
 def foresee(body: JobBody, services: ServicesDep) -> Json:
     """Say what a job would take; the body is that of a job, and nothing is created."""
+    if body.sweep is not None:
+        raise Unsupported("An estimate is of one run; ask for one trial's, without sweep.", param="sweep")
     job = draft(body.submission(), services.store, services.settings)
     waiting = [other for other in services.store.unfinished_jobs() if other.status != "paused"]
     figures = estimate(job, services.settings)
@@ -209,12 +212,12 @@ def _wire(job: Job, services: Services, times: Mapping[str, int]) -> Json:
         "status": job.status,
         "training_file": job.training_file,
         "validation_file": job.validation_file,
-        "result_files": [job.result_file] if job.result_file else [],
+        "result_files": [file for file in _result_files(job) if file],
         "trained_tokens": job.trained_tokens,
         "error": job.error,
         "hyperparameters": {name: hyperparameters.get(name, "auto") for name in _AS_ASKED},
         "seed": job.seed,
-        "method": {"type": kind, kind: {"hyperparameters": hyperparameters}},
+        "method": {"type": kind, kind: {**job.method[kind], "hyperparameters": hyperparameters}},
         "integrations": job.integrations or [],
         "metadata": job.metadata,
         "estimated_finish": times.get(job.id),
@@ -223,7 +226,12 @@ def _wire(job: Job, services: Services, times: Mapping[str, int]) -> Json:
         "total_steps": job.total_steps,
         "estimate": job.estimate,
         "trainingType": job.extra.get("training_type"),
+        "sweep": job.extra.get("sweep"),
     }
+
+
+def _result_files(job: Job) -> tuple[str | None, ...]:
+    return job.result_file, job.extra.get("samples_file"), *job.extra.get("sweep_files", ())
 
 
 def wire_event(event: Event) -> Json:

@@ -20,7 +20,7 @@ from tunekeeper.types import Json, Model
 
 router = APIRouter()
 
-_METHODS = ["supervised"]
+_METHODS = ["supervised", "dpo", "reinforcement"]
 DELETED_SUFFIX = ".deleted"
 """Of a directory of weights whose model is gone; what is left of one is removed at the next start."""
 
@@ -114,11 +114,12 @@ def _wire(model: Model, by_id: dict[str, Model], life: Json) -> Json:
         "fine_tune": model.job_id,
         "step": model.step,
         "parents": _parents(model, by_id),
+        "lineage": _lineage(model, by_id),
         "capabilities": _capabilities(fine_tune=True),
         "method_support": _METHODS,
         "context_window": model.info.get("context_window"),
         "license": model.info.get("license"),
-        "info": model.info,
+        "info": {name: value for name, value in model.info.items() if name != "recipe"},
     }
 
 
@@ -131,6 +132,7 @@ def _wire_upstream(entry: Json, life: Json) -> Json:
         "fine_tune": None,
         "step": None,
         "parents": [],
+        "lineage": [],
         "capabilities": _capabilities(fine_tune=False),
         "method_support": [],
         "context_window": entry.get("context_window") or entry.get("max_model_len"),
@@ -171,3 +173,13 @@ def _parents(model: Model, by_id: dict[str, Model]) -> list[str]:
             break
         above = parent.parent or parent.base
     return chain
+
+
+def _lineage(model: Model, by_id: dict[str, Model]) -> list[Json]:
+    """What was done to the base to come to this model, in that order: each model with the recipe that made it."""
+    chain = [model, *(by_id[name] for name in _parents(model, by_id) if name in by_id)]
+    return [
+        {"model": each.id, "job": each.job_id, "step": each.step, "recipe": each.info.get("recipe")}
+        for each in reversed(chain)
+        if each.kind != "base"
+    ]

@@ -4,7 +4,7 @@
     options  what every command takes: --home, --url, --api-key, --json
     client   a connection to a server: one that runs, or one started for this command
     output   tables, JSON, progress bars
-    serve, tune, chat, models, files, jobs, keys, report, …   the commands
+    serve, tune, sweep, grade, chat, models, files, jobs, keys, report, …   the commands
 
 Nothing heavy is imported before a command runs: `tunekeeper --help` is answered at once.
 """

@@ -12,7 +12,20 @@ from typing import Annotated
 
 import typer
 
-from tunekeeper.cli import chat, files, jobs, keys, models, report, retirements, serve, site, tune
+from tunekeeper.cli import (
+    chat,
+    files,
+    grade,
+    jobs,
+    keys,
+    models,
+    report,
+    retirements,
+    serve,
+    site,
+    sweep,
+    tune,
+)
 from tunekeeper.cli.options import CANNOT_CONNECT, Options, hoisted
 from tunekeeper.errors import NotFound, TunekeeperError
 
@@ -29,8 +42,10 @@ app = typer.Typer(
 
 app.command("serve")(serve.serve)
 app.command("tune")(tune.tune)
+app.command("sweep")(sweep.sweep)
 app.command("check")(tune.check)
 app.command("estimate")(tune.estimate)
+app.command("grade")(grade.grade)
 app.command("chat")(chat.chat)
 app.add_typer(models.app, name="models")
 app.add_typer(files.app, name="files")

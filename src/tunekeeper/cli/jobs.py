@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tunekeeper.cli import sweep
 from tunekeeper.cli.options import Options, options_of
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ def checkpoints(context: typer.Context, job_id: JobId, limit: Limit = 20) -> Non
     ]
     headings = ("MODEL", "STEP", "TRAIN LOSS", "VALID LOSS")
     show(options, page, lambda: table(headings, rows, empty="No checkpoints yet; each epoch leaves one."))
+
+
+app.command("trials")(sweep.trials)
 
 
 @app.command("watch")

@@ -21,16 +21,27 @@ if TYPE_CHECKING:
 TrainingFile = Annotated[str, typer.Argument(metavar="FILE", help="Training file (JSONL), or the id of one: file-…")]
 Model = Annotated[str, typer.Option(help="Model to start from: a base, a tuned model or a checkpoint.")]
 Validation = Annotated[str | None, typer.Option(help="Validation file, or the id of one.")]
-Method = Annotated[str, typer.Option(help="How to learn.")]
+Method = Annotated[str, typer.Option(help="How to learn: supervised, dpo or reinforcement.")]
 Epochs = Annotated[int | None, typer.Option(min=1, max=50, help="Times through the data.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, max=256, help="Examples a step.")]
 LearningRate = Annotated[
     float | None,
     typer.Option("--learning-rate-multiplier", help="Times the learning rate that fits the model."),
 ]
+Beta = Annotated[
+    float | None, typer.Option(min=0.0, max=2.0, help="With dpo: how hard the model is held to the one it was.")
+]
 Hyperparameter = Annotated[
     list[str] | None,
     typer.Option("--hyperparameter", "-H", metavar="NAME=VALUE", help="Any other hyperparameter; may be repeated."),
+]
+Grader = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="With reinforcement: the grader, a JSON file."),
+]
+ResponseFormat = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="With reinforcement: the form of answers, a JSON file."),
 ]
 Suffix = Annotated[str | None, typer.Option(help="Part of the new model's name.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="The same seed gives the same model.")]
@@ -45,6 +56,9 @@ def tune(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate_multiplier: LearningRate = None,
+    beta: Beta = None,
+    grader: Grader = None,
+    response_format: ResponseFormat = None,
     hyperparameter: Hyperparameter = None,
     suffix: Suffix = None,
     seed: Seed = None,
@@ -59,12 +73,13 @@ def tune(
     from tunekeeper.cli.watch import follow, report_end
 
     options = options_of(context)
-    hyperparameters = _hyperparameters(epochs, batch_size, learning_rate_multiplier, hyperparameter)
-    body = {"model": model, "suffix": suffix, "seed": seed, "method": _method(method, hyperparameters)}
-    _refuse_faults(options, file, validation, method)
+    hyperparameters = named_hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, hyperparameter)
+    asked = asked_method(method, hyperparameters, grader=grader, response_format=response_format)
+    body = {"model": model, "suffix": suffix, "seed": seed, "method": asked}
+    refuse_faults(options, file, validation, asked)
     with connect(options, runs_jobs=wait) as client:
-        body["training_file"] = _send(options, client, file)
-        body["validation_file"] = None if validation is None else _send(options, client, validation)
+        body["training_file"] = send(options, client, file)
+        body["validation_file"] = None if validation is None else send(options, client, validation)
         body = {name: value for name, value in body.items() if value is not None}
         if not options.as_json:
             note(_estimate_text(client.post("/fine_tuning/jobs/estimate", body)))
@@ -88,6 +103,9 @@ def estimate(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate_multiplier: LearningRate = None,
+    beta: Beta = None,
+    grader: Grader = None,
+    response_format: ResponseFormat = None,
     hyperparameter: Hyperparameter = None,
 ) -> None:
     """Say what a run would take.
@@ -98,9 +116,10 @@ def estimate(
     from tunekeeper.cli.output import show
 
     options = options_of(context)
-    hyperparameters = _hyperparameters(epochs, batch_size, learning_rate_multiplier, hyperparameter)
-    body: Json = {"model": model, "method": _method(method, hyperparameters)}
-    _refuse_faults(options, file, validation, method)
+    hyperparameters = named_hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, hyperparameter)
+    asked = asked_method(method, hyperparameters, grader=grader, response_format=response_format)
+    body: Json = {"model": model, "method": asked}
+    refuse_faults(options, file, validation, asked)
     with connect(options) as client, ExitStack() as sent:
         body["training_file"] = sent.enter_context(_sent_for_now(options, client, file))
         if validation is not None:
@@ -117,7 +136,10 @@ def check(
         str | None,
         typer.Option(help="Count tokens as this model does: a base model here, or a model directory."),
     ] = None,
-    method: Method = "supervised",
+    method: Annotated[
+        str | None, typer.Option(help="supervised, dpo or reinforcement; else what the first line looks like.")
+    ] = None,
+    grader: Grader = None,
     report: Annotated[Path | None, typer.Option(help="Write every fault here, one JSON object a line.")] = None,
 ) -> None:
     """Check a training file.
@@ -130,7 +152,16 @@ def check(
 
     options = options_of(context)
     tokenizer, max_tokens = (None, None) if model is None else _tokenizer(options, model)
-    found = _checked(options, file, validation, method, tokenizer=tokenizer, max_tokens=max_tokens, faults_to=report)
+    found = _checked(
+        options,
+        file,
+        validation,
+        method,
+        grader=None if grader is None else _json_of(grader),
+        tokenizer=tokenizer,
+        max_tokens=max_tokens,
+        faults_to=report,
+    )
     show(options, found.to_json(), lambda: found.to_text().rstrip("\n"))
     if not found.ok:
         raise typer.Exit(1)
@@ -140,18 +171,27 @@ def _checked(
     options: Options,
     file: Path,
     validation: Path | None,
-    method: str,
+    method: str | None,
     *,
+    grader: Any = None,
     tokenizer: "Tokenizer | None" = None,
     max_tokens: int | None = None,
     faults_to: Path | None = None,
 ) -> "Report":
+    from tunekeeper.datasets.formats import detect_method
     from tunekeeper.datasets.validate import check as check_file
 
+    item_faults = None
+    if grader is not None:
+        from tunekeeper.graders import spec
+
+        item_faults = partial(spec.item_faults, spec.parse(grader))
     with ExitStack() as opened:
+        stream = opened.enter_context(file.open("rb"))
         return check_file(
-            opened.enter_context(file.open("rb")),
-            method=method,
+            stream,
+            method=method or detect_method(stream),
+            item_faults=item_faults,
             tokenizer=tokenizer,
             max_tokens=max_tokens,
             validation=None if validation is None else opened.enter_context(validation.open("rb")),
@@ -160,12 +200,13 @@ def _checked(
         )
 
 
-def _refuse_faults(options: Options, file: str, validation: str | None, method: str) -> None:
+def refuse_faults(options: Options, file: str, validation: str | None, method: "Json") -> None:
     """Look at local files before they are sent; raises InvalidData with what a job would fail on."""
     if _is_id(file):
         return
     held_out = None if validation is None or _is_id(validation) else _path(validation)
-    report = _checked(options, _path(file), held_out, method)
+    kind = method["type"]
+    report = _checked(options, _path(file), held_out, kind, grader=method[kind].get("grader"))
     if not report.ok:
         raise InvalidData(
             f"{file}: {report.summary} Nothing was sent. `tunekeeper check {file}` shows everything.",
@@ -208,7 +249,7 @@ def _sent_for_now(options: Options, client: "Client", file: str) -> Iterator[str
     """The id of the file on the server; what had to be sent is deleted again."""
     from tunekeeper.cli.client import path_of
 
-    file_id = _send(options, client, file)
+    file_id = send(options, client, file)
     try:
         yield file_id
     finally:
@@ -216,7 +257,7 @@ def _sent_for_now(options: Options, client: "Client", file: str) -> Iterator[str
             client.delete(path_of("files", file_id))
 
 
-def _send(options: Options, client: "Client", file: str) -> str:
+def send(options: Options, client: "Client", file: str) -> str:
     """The id of the file on the server, which has looked at it; raises InvalidData if it found faults."""
     import time
 
@@ -250,20 +291,32 @@ def _path(file: str) -> Path:
     return path
 
 
-def _method(name: str, hyperparameters: "Json") -> "Json":
-    return {"type": name, name: {"hyperparameters": hyperparameters}}
+def asked_method(name: str, hyperparameters: "Json", **files: Path | None) -> "Json":
+    """A job's `method`; `files` are JSON files of its parts."""
+    read = {key: _json_of(path) for key, path in files.items() if path is not None}
+    return {"type": name, name: {**read, "hyperparameters": hyperparameters}}
 
 
-def _hyperparameters(
+def _json_of(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InvalidRequest(f"{path} is not JSON: {error}.", param=str(path)) from error
+
+
+def named_hyperparameters(
     epochs: int | None,
     batch_size: int | None,
     learning_rate_multiplier: float | None,
+    beta: float | None,
     others: list[str] | None,
 ) -> "Json":
+    """The hyperparameters that the options name; raises InvalidRequest for one that is given twice."""
     named = {
         "n_epochs": epochs,
         "batch_size": batch_size,
         "learning_rate_multiplier": learning_rate_multiplier,
+        "beta": beta,
     }
     values: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     for other in others or ():

@@ -160,6 +160,9 @@ class _Lines:
 
 
 def _losses(step: dict[str, Any]) -> str:
+    if step.get("train_mean_reward") is not None:
+        valid = step.get("full_valid_mean_reward")
+        return f"reward {step['train_mean_reward']:.3f}" + (f", validation {valid:.3f}" if valid is not None else "")
     valid = step.get("full_valid_loss", step.get("valid_loss"))
     text = f"loss {step['train_loss']:.3f}" if step.get("train_loss") is not None else ""
     return text + (f", validation {valid:.3f}" if valid is not None else "")

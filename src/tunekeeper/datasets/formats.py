@@ -3,8 +3,10 @@
 Shape only: keys, types, roles. Whether an example makes sense is `validate.py`'s question. Bad data is data:
 a fault comes out where an example would have.
 
-    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", "weight": 1}]}
-    {"prompt": "Hi ->", "completion": " Hello"}
+    supervised      {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+                    {"prompt": "Hi ->", "completion": " Hello"}
+    dpo             {"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}
+    reinforcement   {"messages": [{"role": "user", "content": "2 + 2?"}], "answer": 4}
 """
 
 import json
@@ -30,6 +32,9 @@ _MESSAGE_KEYS = frozenset(
 )
 _CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
 _COMPLETION_KEYS = frozenset({"prompt", "completion"})
+_OUTPUTS = ("preferred_output", "non_preferred_output")
+_PAIR_KEYS = frozenset({"input", *_OUTPUTS})
+_INPUT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,40 @@ class CompletionExample:
     completion: str
 
 
-Example = ChatExample | CompletionExample
+@dataclass(frozen=True, slots=True)
+class PreferenceExample:
+    """A chat with two ways in which it may go on: the better one, and the other."""
+
+    line: int
+    messages: tuple[Message, ...]
+    preferred: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    tools: tuple[Json, ...] | None = None
+    parallel_tool_calls: bool | None = None
+
+    def chats(self) -> tuple[ChatExample, ChatExample]:
+        """The preferred and the other chat as wholes, of which only the outputs are learned."""
+        silent = tuple({**m, "weight": 0} if m["role"] == "assistant" else m for m in self.messages)
+        preferred, rejected = (
+            ChatExample(self.line, silent + output, self.tools, self.parallel_tool_calls)
+            for output in (self.preferred, self.rejected)
+        )
+        return preferred, rejected
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemExample:
+    """A chat that the model is to answer, and what its grader knows about the answer."""
+
+    line: int
+    messages: tuple[Message, ...]
+    item: Json
+    """The line's other keys."""
+    tools: tuple[Json, ...] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+Example = ChatExample | CompletionExample | PreferenceExample | ProblemExample
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +135,13 @@ class Parsed:
 
     example: Example | None
     faults: tuple[Fault, ...]
+
+
+def detect_method(stream: BinaryIO) -> str:
+    """The method that a file was probably made for; reads its first line, and goes back to the start."""
+    first = next(read_lines(stream), None)
+    stream.seek(0)
+    return looks_like(first) if isinstance(first, Line) else "supervised"
 
 
 def read_lines(stream: BinaryIO) -> Iterator[Line | Fault]:
@@ -296,7 +341,85 @@ def _supervised(shape: _Shape, value: Json) -> Example | None:
     return _chat(shape, value)
 
 
-_FORMATS: Mapping[str, Callable[[_Shape, Json], Example | None]] = {"supervised": _supervised}
+def _preference(shape: _Shape, value: Json) -> Example | None:
+    shape.unknown_keys(value, _PAIR_KEYS, "")
+    given = value.get("input")
+    if not isinstance(given, dict) or "messages" not in given:
+        hint = (
+            'Write {"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}.'
+            if "messages" not in value
+            else "The line looks like a chat: use the method supervised for it."
+        )
+        shape.fault("/input", "missing_messages", f'"input" must be an object with "messages". {hint}')
+        return None
+    shape.unknown_keys(given, _INPUT_KEYS, "/input")
+    messages = _messages(shape, given["messages"], "/input/messages")
+    tools = _tools(shape, given, "/input")
+    parallel = _parallel(shape, given, "/input")
+    outputs = [_output(shape, value.get(name), f"/{name}") for name in _OUTPUTS]
+    if outputs[0] and outputs[0] == outputs[1]:
+        message = "the two outputs are equal: there is nothing to prefer. Remove the line, or correct one of them."
+        shape.fault("/non_preferred_output", "dpo_identical_pair", message)
+    if messages and messages[-1].get("role") == "assistant":
+        message = "the input ends with an answer already. Let it end with what the outputs answer."
+        shape.fault(f"/input/messages/{len(messages) - 1}/role", "dpo_input_answered", message, "warn")
+    return PreferenceExample(shape.line, tuple(messages), tuple(outputs[0]), tuple(outputs[1]), tools, parallel)
+
+
+def _output(shape: _Shape, given: Any, pointer: str) -> list[Message]:
+    """One side of a pair: the assistant's messages, and the tools' between them."""
+    if isinstance(given, dict):
+        shape.fault(pointer, "dpo_bad_output", "an output must be a list of messages; put this one into a list.")
+        return []
+    if not isinstance(given, list) or not given:
+        name = pointer.removeprefix("/")
+        found = "empty" if given == [] else _kind(given)
+        text = f'"{name}" must be a list with at least one assistant message; it is {found}.'
+        shape.fault(pointer, "dpo_bad_output", text)
+        return []
+    messages = _messages(shape, given, pointer)
+    for n, message in enumerate(messages):
+        role = message.get("role")
+        if role in ROLES and role not in ("assistant", "tool"):
+            text = f"the role is {_show(role)}; an output holds the assistant's and the tools' messages only."
+            shape.fault(f"{pointer}/{n}/role", "dpo_bad_output", text)
+    if all(message.get("role") != "assistant" for message in messages):
+        shape.fault(pointer, "no_assistant", "no message of the output is the assistant's: there is nothing to learn.")
+    return messages
+
+
+def _problem(shape: _Shape, value: Json) -> Example | None:
+    if "messages" not in value:
+        shape.fault("", "missing_messages", '"messages" is missing. Write {"messages": [...], "reference": ...}.')
+        return None
+    messages = _messages(shape, value["messages"], "/messages")
+    tools = _tools(shape, value)
+    parallel = _parallel(shape, value)
+    if messages and messages[-1].get("role") in ROLES and messages[-1]["role"] != "user":
+        message = f"the last message is the {messages[-1]['role']}'s; it must be the user's, which the model answers."
+        shape.fault(f"/messages/{len(messages) - 1}/role", "rft_last_not_user", message)
+    item = {key: of for key, of in value.items() if key not in _CHAT_KEYS}
+    return ProblemExample(shape.line, tuple(messages), item, tools, parallel)
+
+
+_FORMATS: Mapping[str, Callable[[_Shape, Json], Example | None]] = {
+    "supervised": _supervised,
+    "dpo": _preference,
+    "reinforcement": _problem,
+}
+METHODS = tuple(_FORMATS)
+
+
+def looks_like(line: Line) -> str:
+    """The method that a file was probably made for, by its first line."""
+    value = line.value
+    if _PAIR_KEYS & set(value):
+        return "dpo"
+    messages = value.get("messages")
+    roles = [m.get("role") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    if roles and roles[-1] == "user" and (set(value) - _CHAT_KEYS or "assistant" not in roles):
+        return "reinforcement"
+    return "supervised"
 
 
 def _completion(shape: _Shape, value: Json) -> Example | None:
@@ -311,44 +434,49 @@ def _completion(shape: _Shape, value: Json) -> Example | None:
 
 def _chat(shape: _Shape, value: Json) -> Example | None:
     shape.unknown_keys(value, _CHAT_KEYS, "")
-    messages, parallel = value["messages"], value.get("parallel_tool_calls")
-    if not isinstance(messages, list):
-        shape.fault("/messages", "missing_messages", f'"messages" must be a list; it is {_kind(messages)}.')
-        return None
+    messages = _messages(shape, value["messages"], "/messages")
     if not messages:
-        shape.fault(
-            "/messages",
-            "empty_messages",
-            '"messages" is empty. Give at least a user and an assistant message.',
-        )
         return None
-    if parallel is not None and not isinstance(parallel, bool):
-        shape.fault(
-            "/parallel_tool_calls",
-            "bad_value",
-            f"parallel_tool_calls must be true or false; it is {_show(parallel)}.",
-        )
-    tools = _tools(shape, value)
-    modern = [_message(shape, message, f"/messages/{n}", n) for n, message in enumerate(messages)]
-    return ChatExample(shape.line, tuple(_link_legacy(modern)), tools, parallel)
+    parallel = _parallel(shape, value)
+    return ChatExample(shape.line, tuple(messages), _tools(shape, value), parallel)
 
 
-def _tools(shape: _Shape, value: Json) -> tuple[Json, ...] | None:
+def _messages(shape: _Shape, given: Any, pointer: str) -> list[Message]:
+    """The messages in today's form; empty where there are none to use."""
+    if not isinstance(given, list):
+        shape.fault(pointer, "missing_messages", f'"messages" must be a list; it is {_kind(given)}.')
+        return []
+    if not given:
+        shape.fault(pointer, "empty_messages", '"messages" is empty. Give at least a user and an assistant message.')
+    return _link_legacy([_message(shape, message, f"{pointer}/{n}", n) for n, message in enumerate(given)])
+
+
+def _parallel(shape: _Shape, value: Json, place: str = "") -> bool | None:
+    parallel = value.get("parallel_tool_calls")
+    if parallel is None or isinstance(parallel, bool):
+        return parallel
+    message = f"parallel_tool_calls must be true or false; it is {_show(parallel)}."
+    shape.fault(f"{place}/parallel_tool_calls", "bad_value", message)
+    return None
+
+
+def _tools(shape: _Shape, value: Json, place: str = "") -> tuple[Json, ...] | None:
     """The example's tools; the old `functions` become tools."""
     key = "functions" if value.get("functions") is not None and value.get("tools") is None else "tools"
     given = value.get(key)
     if value.get("functions") is not None and value.get("tools") is not None:
-        shape.fault("/functions", "bad_tool", "the line has both tools and functions. Keep tools.")
+        shape.fault(f"{place}/functions", "bad_tool", "the line has both tools and functions. Keep tools.")
     if given is None:
         return None
     if not isinstance(given, list):
-        shape.fault(f"/{key}", "bad_tool", f'"{key}" must be a list; it is {_kind(given)}.')
+        shape.fault(f"{place}/{key}", "bad_tool", f'"{key}" must be a list; it is {_kind(given)}.')
         return None
     is_legacy = key == "functions"
     tools = [{"type": "function", "function": tool} if is_legacy else tool for tool in given]
     names: set[str] = set()
     for n, tool in enumerate(tools):
-        _tool(shape, tool, f"/{key}/{n}", f"/{key}/{n}" + ("" if is_legacy else "/function"), names)
+        at = f"{place}/{key}/{n}"
+        _tool(shape, tool, at, at if is_legacy else f"{at}/function", names)
     return tuple(tools) or None
 
 

@@ -10,12 +10,19 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Literal
 
-from tunekeeper.datasets.formats import ChatExample, CompletionExample, Example, Fault, FileRole
+from tunekeeper.datasets.formats import (
+    ChatExample,
+    CompletionExample,
+    Example,
+    Fault,
+    FileRole,
+    PreferenceExample,
+)
 from tunekeeper.datasets.tokenizer import text_of
 from tunekeeper.types import Json, Message
 
@@ -86,10 +93,18 @@ class Comparison:
                 message = f"the same example is line {same} of the training file."
                 yield _fault(example, "train_valid_overlap", message, file)
             return
-        self.labels.add(answer)
+        if isinstance(example, ChatExample | CompletionExample):
+            self.labels.add(answer)
         first = self._prompts.setdefault(_digest(prompt), example.line)
         if same is not None:
             yield _fault(example, "duplicate_example", f"the same example is line {same}.", file)
+        elif isinstance(
+            example, PreferenceExample
+        ):  # several pairs for one prompt are usual; the same pair the other way round is not
+            swapped = self._examples.get(_digest(json.dumps([prompt, _pair(example, swapped=True)])))
+            if swapped is not None:
+                message = f"line {swapped} prefers the output that this line rejects."
+                yield _fault(example, "contradictory_answers", message, file)
         elif first != example.line:
             message = f"line {first} answers the same prompt otherwise."
             yield _fault(example, "contradictory_answers", message, file)
@@ -97,13 +112,13 @@ class Comparison:
         yield from self._compare_tools(example, file)
 
     def _compare_tools(self, example: Example, file: FileRole) -> Iterator[Fault]:
-        tools = (example.tools or ()) if isinstance(example, ChatExample) else ()
+        tools = () if isinstance(example, CompletionExample) else (example.tools or ())
         for n, tool in enumerate(tools):
             name, definition = tool["function"]["name"], _digest(_canonical(tool))
             line, first = self._tools.setdefault(name, (example.line, definition))
             if definition != first:
                 message = f"the function {name!r} is defined otherwise than on line {line}."
-                yield _fault(example, "inconsistent_tools", message, file, f"/tools/{n}")
+                yield _fault(example, "inconsistent_tools", message, file, f"{_tools_place(example)}/{n}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,15 +231,28 @@ def texts(example: Example) -> Iterator[tuple[str, str]]:
     if isinstance(example, CompletionExample):
         yield from (("/prompt", example.prompt), ("/completion", example.completion))
         return
-    for n, message in enumerate(example.messages):
-        yield f"/messages/{n}/content", text_of(message.get("content"))
+    if isinstance(example, PreferenceExample):
+        yield from _message_texts(example.messages, "/input/messages")
+        yield from _message_texts(example.preferred, "/preferred_output")
+        yield from _message_texts(example.rejected, "/non_preferred_output")
+    else:
+        yield from _message_texts(example.messages, "/messages")
+    for n, tool in enumerate(example.tools or ()):
+        yield f"{_tools_place(example)}/{n}", _canonical(tool)
+
+
+def _message_texts(messages: Sequence[Message], place: str) -> Iterator[tuple[str, str]]:
+    for n, message in enumerate(messages):
+        yield f"{place}/{n}/content", text_of(message.get("content"))
         for key in ("refusal", "reasoning_content", "name"):
             if message.get(key):
-                yield f"/messages/{n}/{key}", message[key]
+                yield f"{place}/{n}/{key}", message[key]
         for k, call in enumerate(message.get("tool_calls") or ()):
-            yield f"/messages/{n}/tool_calls/{k}/function/arguments", call["function"]["arguments"]
-    for n, tool in enumerate(example.tools or ()):
-        yield f"/tools/{n}", _canonical(tool)
+            yield f"{place}/{n}/tool_calls/{k}/function/arguments", call["function"]["arguments"]
+
+
+def _tools_place(example: Example) -> str:
+    return "/input/tools" if isinstance(example, PreferenceExample) else "/tools"
 
 
 def _fault(example: Example, code: str, message: str, file: FileRole, pointer: str = "") -> Fault:
@@ -235,15 +263,23 @@ def _prompt_and_answer(example: Example) -> tuple[str, str]:
     """What is asked and what is learned last, so written that only real differences remain."""
     if isinstance(example, CompletionExample):
         return _normal(example.prompt), _normal(example.completion)
+    tools = [_canonical(tool) for tool in example.tools or ()]
+    if not isinstance(example, ChatExample):
+        prompt = json.dumps([[_essence(message) for message in example.messages], tools])
+        return prompt, _pair(example) if isinstance(example, PreferenceExample) else _canonical(example.item)
     trained = [n for n in range(len(example.messages)) if example.is_trained(n)]
     cut = trained[-1] if trained else len(example.messages)
     before, last = example.messages[:cut], example.messages[cut : cut + 1]
-    tools = [_canonical(tool) for tool in example.tools or ()]
     prompt = json.dumps([[_essence(message) for message in before], tools])
     is_plain = all(not message.get("tool_calls") for message in last)
     if last and is_plain:
         return prompt, _normal(text_of(last[0].get("content")))
     return prompt, json.dumps([_essence(message) for message in last])
+
+
+def _pair(example: PreferenceExample, *, swapped: bool = False) -> str:
+    outputs = [[_essence(message) for message in output] for output in (example.preferred, example.rejected)]
+    return json.dumps(outputs[::-1] if swapped else outputs)
 
 
 def _essence(message: Message) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from tunekeeper.datasets.formats import ChatExample, CompletionExample, Example
+from tunekeeper.datasets.formats import ChatExample, CompletionExample, Example, PreferenceExample, ProblemExample
 from tunekeeper.datasets.tokenizer import Tokenizer, text_of
 from tunekeeper.errors import InvalidRequest
 from tunekeeper.types import Branch, Json, Message, Tree
@@ -45,8 +45,14 @@ def render(
 ) -> list[Rendered]:
     """The example's trees, cut at the end to `max_tokens`; empty when nothing that is learned would be left.
 
-    Raises InvalidRequest where the model's chat template cannot write the messages.
+    A pair gives one tree with two branches; a problem, which has no answer yet, one without any. Raises
+    InvalidRequest where the model's chat template cannot write the messages.
     """
+    if isinstance(example, PreferenceExample):
+        pair = _fit_pair(_pair_tree(example, tokenizer, split_turns), max_tokens)
+        return [] if pair is None else [pair]
+    if isinstance(example, ProblemExample):
+        return _problem_tree(example, tokenizer, max_tokens)
     if isinstance(example, CompletionExample):
         trees = [_completion_tree(example, tokenizer, prompt_loss_weight)]
     else:
@@ -127,6 +133,56 @@ def _chat_trees(example: ChatExample, tokenizer: Tokenizer, prompt_loss_weight: 
         for group in groups
         if group
     ]
+
+
+def _pair_tree(example: PreferenceExample, tokenizer: Tokenizer, split_turns: bool) -> Tree:
+    """The input as trunk, the two outputs as branches."""
+    sides = []
+    for chat in example.chats():
+        trees = _chat_trees(chat, tokenizer, 0.0, split_turns)
+        if len(trees) != 1:
+            scope, template = "adapter_scope 'completion' acts on one only", "the model's chat template rewrites them"
+            raise InvalidRequest(
+                f"Line {example.line}: an output has several answers, and {scope if split_turns else template}. "
+                "Use outputs of one answer."
+            )
+        sides.append(trees[0])
+    trunk = _common([side.trunk for side in sides])
+    branches = []
+    for side in sides:
+        rest, (branch,) = side.trunk[len(trunk) :], side.branches
+        branches.append(Branch(rest + branch.tokens, (0.0,) * len(rest) + branch.weights))
+    return Tree(trunk, tuple(branches), (), example.line)
+
+
+def _common(trunks: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all begin with: an answer of weight 0 at the start of an output is in that output's trunk alone."""
+    same = 0
+    for tokens in zip(*trunks, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        same += 1
+    return trunks[0][:same]
+
+
+def _fit_pair(tree: Tree, max_tokens: int | None) -> Rendered | None:
+    """The pair cut at the ends of its outputs; None when an output has nothing left, or both are the same."""
+    parts = [_fit(Tree(tree.trunk, (branch,), (), tree.line), max_tokens) for branch in tree.branches]
+    kept = [part for part in parts if part is not None]
+    branches = tuple(part.tree.branches[0] for part in kept)
+    if len(kept) < len(parts) or branches[0] == branches[1]:
+        return None
+    return Rendered(Tree(tree.trunk, branches, (), tree.line), any(part.truncated for part in kept))
+
+
+def _problem_tree(example: ProblemExample, tokenizer: Tokenizer, max_tokens: int | None) -> list[Rendered]:
+    """The prompt alone; one that leaves no room for an answer is none."""
+    prompt = prompt_tokens(
+        tokenizer, example.messages, tools=example.tools, parallel_tool_calls=example.parallel_tool_calls
+    )
+    if max_tokens is not None and len(prompt) >= max_tokens:
+        return []
+    return [Rendered(Tree(tuple(prompt), (), (), example.line), False)]
 
 
 def _turn(example: ChatExample, tokenizer: Tokenizer, index: int) -> _Turn:

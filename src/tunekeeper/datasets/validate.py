@@ -10,7 +10,7 @@ CHECKS; its name is the fault's code.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from tunekeeper.datasets.formats import (
     ChatExample,
@@ -20,6 +20,8 @@ from tunekeeper.datasets.formats import (
     FileRole,
     Level,
     Line,
+    PreferenceExample,
+    ProblemExample,
     check_method,
     parse,
     read_lines,
@@ -35,6 +37,9 @@ __all__ = ["CHECKS", "Fault", "check"]
 Problem = tuple[str, Level, str]
 """JSON pointer, level, and what to do."""
 Check = Callable[[ChatExample], Iterable[Problem]]
+
+ItemFaults = Callable[[int, dict[str, Any]], Iterable[Fault]]
+"""The faults of a line's item, by the line's number."""
 
 COMMON_SPECIAL_TOKENS = frozenset({"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|begin_of_text|>"})
 """What is looked for while the model is not known."""
@@ -127,16 +132,14 @@ def parallel_calls_forbidden(example: ChatExample) -> Iterator[Problem]:
             yield f"/messages/{n}/tool_calls", "warn", text
 
 
-CHECKS: tuple[Check, ...] = (
-    no_assistant,
-    all_weights_zero,
-    last_not_assistant,
+CALL_CHECKS: tuple[Check, ...] = (
     unknown_tool_name,
     tool_call_bad_json,
     tool_result_without_call,
     tool_call_without_result,
     parallel_calls_forbidden,
 )
+CHECKS: tuple[Check, ...] = (no_assistant, all_weights_zero, last_not_assistant, *CALL_CHECKS)
 
 
 def check(
@@ -147,15 +150,17 @@ def check(
     max_tokens: int | None = None,
     validation: BinaryIO | None = None,
     min_examples: int = 10,
+    item_faults: ItemFaults | None = None,
     faults_out: TextIO | None = None,
 ) -> Report:
     """Everything that is wrong with a training file, and how large it is.
 
     Tokens are counted, and cut to `max_tokens`, where a tokenizer is given. `faults_out` gets every fault as
-    a line of JSON, also those that are too many for the report. Raises Unsupported for an unknown method.
+    a line of JSON, also those that are too many for the report. `item_faults` says what the item of a problem
+    lacks for its grader. Raises Unsupported for an unknown method.
     """
     check_method(method)
-    checker = _Checker(method, tokenizer, max_tokens, FaultLog(faults_out))
+    checker = _Checker(method, tokenizer, max_tokens, FaultLog(faults_out), item_faults)
     training = checker.read(stream, "training", min_examples)
     held_out = None if validation is None else checker.read(validation, "validation", 1)
     return checker.report(training, held_out)
@@ -173,7 +178,16 @@ class _Tally:
 class _Checker:
     """Reads files and puts what it finds together."""
 
-    def __init__(self, method: str, tokenizer: Tokenizer | None, max_tokens: int | None, log: FaultLog) -> None:
+    def __init__(
+        self,
+        method: str,
+        tokenizer: Tokenizer | None,
+        max_tokens: int | None,
+        log: FaultLog,
+        item_faults: ItemFaults | None,
+    ) -> None:
+        self._item_faults = item_faults
+        self._item_keys: tuple[int, frozenset[str]] | None = None
         self._method = method
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
@@ -228,7 +242,7 @@ class _Checker:
         example = parsed.example
         tally.examples += 1
         yield from _mixed_formats(example, tally)
-        faults = [*_logic_faults(example), *self._special_faults(example)]
+        faults = [*_logic_faults(example), *self._problem_faults(example), *self._special_faults(example)]
         yield from faults
         yield from self._comparison.add(example, file)
         yield from sensitive_faults(example, file)
@@ -236,6 +250,19 @@ class _Checker:
             tally.lengths.add(sum(len(text) for _, text in texts(example)))
         elif all(fault.level == "warn" for fault in faults):
             yield from self._token_faults(example, self._tokenizer, tally)
+
+    def _problem_faults(self, example: Example) -> Iterator[Fault]:
+        """What a problem lacks for its grader, and keys that other lines have not."""
+        if not isinstance(example, ProblemExample):
+            return
+        if self._item_faults is not None:
+            item = {**example.item, "messages": list(example.messages)}
+            for fault in self._item_faults(example.line, item):
+                yield _fault(example, fault.code, fault.level, fault.message, fault.pointer)
+        line, keys = self._item_keys = self._item_keys or (example.line, frozenset(example.item))
+        if odd := sorted(keys ^ set(example.item)):
+            verb = "is missing here" if odd[0] in keys else f"is not on line {line}"
+            yield _fault(example, "rft_item_keys_differ", "warn", f"the key {odd[0]!r} {verb}; graders read all alike.")
 
     def _special_faults(self, example: Example) -> Iterator[Fault]:
         """Special tokens written as text; those that start or end a turn would forge one."""
@@ -253,7 +280,7 @@ class _Checker:
         except InvalidRequest as error:
             yield _fault(example, "template_refused", "error", error.message)
             return
-        length = max((rendered.tree.size for rendered in whole), default=0)
+        length = max((_longest(rendered) for rendered in whole), default=0)
         tally.lengths.add(length)
         kept = whole
         if self._max_tokens is not None and length > self._max_tokens:
@@ -291,12 +318,45 @@ def _logic_faults(example: Example) -> Iterator[Fault]:
         for rule in CHECKS:
             for pointer, level, message in rule(example):
                 yield _fault(example, rule.__name__, level, message, pointer)
+    elif isinstance(example, PreferenceExample):
+        yield from _pair_faults(example)
+    elif isinstance(example, ProblemExample):
+        chat = ChatExample(example.line, example.messages, example.tools, example.parallel_tool_calls)
+        for rule in CALL_CHECKS:
+            for pointer, level, message in rule(chat):
+                yield _fault(example, rule.__name__, level, message, pointer)
+
+
+def _pair_faults(example: PreferenceExample) -> Iterator[Fault]:
+    """The faults of both chats, each at its place in the line; those of the input, which both have, once."""
+    sides = zip(example.chats(), ("/preferred_output", "/non_preferred_output"), strict=True)
+    for second, (chat, output) in enumerate(sides):
+        for rule in (all_weights_zero, last_not_assistant, *CALL_CHECKS):
+            for pointer, level, message in rule(chat):
+                place = _place_in_pair(pointer, len(example.messages), output)
+                if not (second and place.startswith("/input")):
+                    yield _fault(example, rule.__name__, level, message, place)
+
+
+def _place_in_pair(pointer: str, n_input: int, output: str) -> str:
+    """A pointer into one of a pair's chats as a pointer into the line."""
+    head, _, rest = pointer.removeprefix("/messages").removeprefix("/").partition("/")
+    if not head:
+        return output
+    index = int(head)
+    place = f"/input/messages/{index}" if index < n_input else f"{output}/{index - n_input}"
+    return f"{place}/{rest}" if rest else place
 
 
 def _calls(example: ChatExample) -> Iterator[tuple[str, dict[str, dict[str, str]]]]:
     for n, message in enumerate(example.messages):
         for k, call in enumerate(message.get("tool_calls") or ()):
             yield f"/messages/{n}/tool_calls/{k}", call
+
+
+def _longest(rendered: Rendered) -> int:
+    """Tokens of the longest sequence in a tree."""
+    return len(rendered.tree.trunk) + max((len(branch.tokens) for branch in rendered.tree.branches), default=0)
 
 
 def _fault(example: Example, code: str, level: Level, message: str, pointer: str = "") -> Fault:

@@ -277,7 +277,7 @@ def _prepare(base: _Base, request: ChatRequest) -> _Job:
     )
     return _Job(
         prompt,
-        replace(request.sampling, grammar=_grammar(request, functions, base.style)),
+        replace(request.sampling, grammar=grammar_of(request, functions, base.style)),
         [str(function["name"]) for function in functions],
         base.style,
         constrain.MOST_CALLS if request.parallel_tool_calls else 1,
@@ -301,7 +301,7 @@ def call_style(tokenizer: Tokenizer) -> Style:
     return style_of(rendered, "probe")
 
 
-def _grammar(request: ChatRequest, functions: Sequence[Json], style: Style) -> str | None:
+def grammar_of(request: ChatRequest, functions: Sequence[Json], style: Style) -> str | None:
     """What the answer must match; None: the model may write what it likes."""
     several = request.parallel_tool_calls
     if functions and request.tool_choice == "required":

@@ -74,6 +74,10 @@ class Ticket:
     deliver: Deliver
     matcher: Matcher | None = None
     n_generated: int = 0
+    ended_by: tuple[int, ...] = ()
+    """The token that ended the turn, where one was chosen."""
+    forced: set[int] = field(default_factory=set)
+    """Which of the generated tokens the grammar left no choice at."""
     unreleased: deque[tuple[int, TokenLogprob]] = field(default_factory=deque)
     """Log-probabilities of tokens whose text is not given out yet, each with where its text begins."""
     cancelled: bool = False
@@ -92,8 +96,13 @@ class Engine:
         cache_tokens: int,
         max_batch: int,
         max_waiting: int = 256,
+        chunk_tokens: int | None = None,
     ) -> None:
-        """`directory` holds the tokenizer.json that grammars are compiled for."""
+        """`directory` holds the tokenizer.json that grammars are compiled for.
+
+        With `chunk_tokens` a step takes so many tokens of waiting prompts, however fast the machine is: what is
+        then computed together depends on what was submitted together alone, and so do the last bits.
+        """
         self.decoder, self.tokenizer = decoder, tokenizer
         self._scheduler = Scheduler(cache_tokens, max_batch)
         self.context = min(decoder.shape.max_positions, self._scheduler.max_tokens)
@@ -101,6 +110,7 @@ class Engine:
         self._grammars = Grammars(directory, vocab_size=tokenizer.vocab_size, eos_ids=tokenizer.eos_ids)
         self._eos = frozenset(tokenizer.eos_ids)
         self._max_waiting = max_waiting
+        self._chunk_tokens = chunk_tokens
         self._live: list[Ticket] = []
         self._seconds_per_row: float | None = None
         self._inbox: deque[Ticket] = deque()
@@ -135,14 +145,31 @@ class Engine:
         may take a moment: call it outside the event loop.
         """
         ticket = self._ticket(prompt, params, adapter, index, deliver)
+        self._enqueue([ticket])
+        return ticket
+
+    def submit_together(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[Sampling],
+        *,
+        adapter: LoraAdapter | None = None,
+        deliver: Sequence[Deliver],
+    ) -> list[Ticket]:
+        """Start several answers, none before all are there; as `submit` otherwise."""
+        asked = zip(prompts, params, deliver, strict=True)
+        tickets = [self._ticket(prompt, one, adapter, 0, to) for prompt, one, to in asked]
+        self._enqueue(tickets)
+        return tickets
+
+    def _enqueue(self, tickets: Sequence[Ticket]) -> None:
         with self._wake:
             if self._closed:
                 raise Unavailable("The model is being unloaded; try again.")
-            if self.n_live >= self._max_waiting + self._scheduler.max_batch:
+            if self.n_live + len(tickets) > self._max_waiting + self._scheduler.max_batch:
                 raise Overloaded(f"{self.n_live} requests wait already. Try again in a moment.")
-            self._inbox.append(ticket)
+            self._inbox.extend(tickets)
             self._wake.notify()
-        return ticket
 
     def cancel(self, ticket: Ticket) -> None:
         """Stop computing an answer that nobody waits for."""
@@ -282,6 +309,8 @@ class Engine:
 
     def _budget(self) -> int:
         """Prompt tokens of the next step."""
+        if self._chunk_tokens is not None:
+            return self._chunk_tokens
         if self._seconds_per_row is None:
             return FIRST_CHUNK
         rows = int(STEP_SECONDS / self._seconds_per_row)
@@ -336,6 +365,7 @@ class Engine:
         text = "" if choice.token in self._eos else self._push(ticket, choice)
         if ticket.matcher is not None and reason is None and ticket.params.top_logprobs is None:
             for token in ticket.matcher.forced():
+                ticket.forced.add(ticket.n_generated)
                 reason = self._add(ticket, token)
                 text += self._push(ticket, Choice(token))
                 if reason is not None:
@@ -347,6 +377,7 @@ class Engine:
     def _add(self, ticket: Ticket, token: int) -> FinishReason | None:
         """Take a token into the sequence; a reason if it is the last."""
         if token in self._eos:
+            ticket.ended_by = (token,)
             return "stop"
         ticket.track.tokens.append(token)
         ticket.draw.counts[token] += 1
@@ -381,6 +412,8 @@ class Engine:
             finish_reason=reason,
             n_cached=ticket.track.n_cached,
             n_generated=ticket.n_generated,
+            tokens=() if reason is None else (*ticket.track.tokens[ticket.track.n_prompt :], *ticket.ended_by),
+            forced=frozenset(ticket.forced) if reason is not None else frozenset(),
         )
         if reason is not None:
             self._end(ticket, piece)
@@ -438,6 +471,8 @@ def _collect(inbox: "queue.SimpleQueue[Piece | Exception]") -> Answer:
         finish_reason=pieces[-1].finish_reason or "stop",
         n_cached=pieces[-1].n_cached,
         n_generated=pieces[-1].n_generated,
+        tokens=pieces[-1].tokens,
+        forced=pieces[-1].forced,
     )
 
 

@@ -70,6 +70,10 @@ class Piece:
     """Prompt tokens that were not computed again."""
     n_generated: int = 0
     """Tokens up to here, without the one that ends a turn."""
+    tokens: tuple[int, ...] = ()
+    """With the finish reason: every token of the answer, the one that ended the turn included if it was chosen."""
+    forced: frozenset[int] = frozenset()
+    """Places in `tokens` that the grammar left no choice at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,3 +85,5 @@ class Answer:
     finish_reason: FinishReason
     n_cached: int
     n_generated: int
+    tokens: tuple[int, ...] = ()
+    forced: frozenset[int] = frozenset()

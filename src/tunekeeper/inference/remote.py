@@ -53,9 +53,16 @@ class Remote:
 
     async def chat(self, body: Json) -> Json:
         """The whole answer to a chat request."""
+        return await self._post("chat/completions", body)
+
+    async def embed(self, body: Json) -> Json:
+        """The answer to a request for embeddings."""
+        return await self._post("embeddings", body)
+
+    async def _post(self, path: str, body: Json) -> Json:
         async with self._client(self.upstream.timeout_s) as client:
             try:
-                response = await client.post("chat/completions", json=body)
+                response = await client.post(path, json=body)
                 if response.status_code != 200:
                     await self._refuse(response)
                 answer: Json = response.json()

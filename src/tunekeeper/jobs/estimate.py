@@ -9,18 +9,26 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunekeeper.errors import Overloaded, TunekeeperError, Unavailable
 from tunekeeper.jobs.executor import hold_lifeline, spawn
-from tunekeeper.jobs.prepare import Desk, config_of, count, load_data
+from tunekeeper.jobs.prepare import Data, Desk, config_of, count, load_data
 from tunekeeper.settings import Settings, load_settings
 from tunekeeper.storage.blobs import DirectoryBlobs
 from tunekeeper.storage.db import connect
 from tunekeeper.storage.store import Store
+from tunekeeper.trainer.config import ReinforcementConfig
 from tunekeeper.types import Job, Json
+
+if TYPE_CHECKING:
+    from tunekeeper.models.decoder import Decoder
+    from tunekeeper.models.lora import LoraAdapter
 
 _WAIT_S = 30.0
 _TIMEOUT_S = 600.0
@@ -65,6 +73,9 @@ def measure_job(job: Job, desk: Desk) -> Json:
     """Count the job's files and measure its model here and now. Needs torch."""
     from tunekeeper.jobs.finetune import machine_of, new_trainer
     from tunekeeper.trainer import estimate as figures
+    from tunekeeper.trainer.frozen import default_budget
+    from tunekeeper.trainer.loop import Forest
+    from tunekeeper.trainer.reinforce import imagined
 
     counts = count(job, desk)
     job = replace(job, extra={**job.extra, "counts": counts, "machine": machine_of(job, desk)})
@@ -72,20 +83,53 @@ def measure_job(job: Job, desk: Desk) -> Json:
     config = config_of(job, desk, counts)
     training = load_data(job.training_file, config, tokenizer, desk)
     held_out = load_data(job.validation_file, config, tokenizer, desk)
-    trainer = new_trainer(job, desk, config, training, held_out)
-    result = figures.estimate(
-        training.trees,
-        held_out.trees,
-        config,
-        trainer.decoder.shape,
-        figures.measure(trainer.decoder, training.trees, trainer),
-        n_active=len(trainer.adapter.invocation_tokens) if trainer.adapter else 0,
-        weight_bytes=_weight_bytes(desk.base_directory(job)),
-        truncated=len(training.truncated),
-        price_per_hour=desk.settings.price_per_hour,
-        currency=desk.settings.currency,
-    )
+    with ExitStack() as stack:
+        trainer = new_trainer(job, desk, config, training, held_out, stack)
+        decoder, adapter = trainer.decoder, trainer.adapter
+        trees, valid = training.trees, held_out.trees
+        sampling_s = 0.0
+        if isinstance(config, ReinforcementConfig):
+            n_tokens = max(1, config.max_completion_tokens // 2)
+            trees, valid = tuple(imagined(trees, config, n_tokens)), ()
+            evaluated = len(held_out.trees) * config.eval_samples * (1 + trainer.total_steps // config.eval_interval)
+            answers = len(trees) * config.num_generations * config.n_epochs + evaluated
+            sampling_s = answers * n_tokens * _seconds_per_sampled_token(job, desk, decoder, adapter, training, config)
+        forest = Forest(decoder, trees, adapter, default_budget())
+        result = figures.estimate(
+            trees,
+            valid,
+            config,
+            decoder.shape,
+            figures.measure(forest, trainer.optimizer),
+            n_active=len(adapter.invocation_tokens) if adapter else 0,
+            weight_bytes=_weight_bytes(desk.base_directory(job)),
+            truncated=len(training.truncated),
+            price_per_hour=desk.settings.price_per_hour,
+            currency=desk.settings.currency,
+            sampling_s=sampling_s,
+        )
     return {**result.to_wire(), "hyperparameters": config.to_wire()}
+
+
+def _seconds_per_sampled_token(
+    job: Job,
+    desk: Desk,
+    decoder: "Decoder",
+    adapter: "LoraAdapter | None",
+    training: Data,
+    config: ReinforcementConfig,
+) -> float:
+    """Sample the beginnings of one step's answers, and take the time."""
+    from tunekeeper.inference.params import Sampling
+    from tunekeeper.jobs.rollouts import open_engine
+
+    n_tokens = min(16, config.max_completion_tokens)
+    prompts = [tree.trunk for tree in training.trees[: config.batch_size] for _ in range(config.num_generations)]
+    with open_engine(job, desk, decoder) as engine:
+        began = time.perf_counter()
+        params = Sampling(max_tokens=n_tokens, seed=job.seed)
+        answers = engine.answers(prompts, params, adapters=[adapter] * len(prompts))
+        return (time.perf_counter() - began) / max(1, sum(answer.n_generated for answer in answers))
 
 
 def _weight_bytes(directory: Path) -> int:

@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,19 +33,28 @@ from tunekeeper.jobs.executor import EXIT_NO_ROOM, exclusive, hold_lifeline, job
 from tunekeeper.jobs.outcome import fail, keep_file
 from tunekeeper.jobs.prepare import Data, Desk, config_of, load_data, prepare
 from tunekeeper.jobs.progress import Progress
-from tunekeeper.jobs.results import checkpoint_metrics, history, metrics_data, metrics_message, results_csv
+from tunekeeper.jobs.results import (
+    SAMPLES_FILE,
+    checkpoint_metrics,
+    history,
+    metrics_data,
+    metrics_message,
+    results_csv,
+    samples_jsonl,
+)
 from tunekeeper.jobs.submit import base_under, root_of
 from tunekeeper.models.process import prepare_process
 from tunekeeper.settings import load_settings
 from tunekeeper.storage.blobs import DirectoryBlobs
 from tunekeeper.storage.db import connect
 from tunekeeper.storage.store import Store, new_id
-from tunekeeper.trainer.config import SupervisedConfig
+from tunekeeper.trainer.config import Config, ReinforcementConfig, hyperparameters_of
 from tunekeeper.trainer.step import Step
 from tunekeeper.types import Checkpoint, Event, Job, Json, Message, Model
 
 if TYPE_CHECKING:
-    from tunekeeper.trainer.loop import Trainer
+    from tunekeeper.trainer.loop import Learner, Trainer
+    from tunekeeper.trainer.reinforce import Reinforcer
 
 _PUBLISH_EVERY_S = 15.0
 """How old the result file of a running job may be."""
@@ -83,21 +92,23 @@ def run(job_id: str, desk: Desk) -> None:
 def train(job: Job, desk: Desk) -> None:
     """Train a queued or interrupted job until it is done or pauses."""
     job = _start(job, desk)
+    if "sweep" in job.extra:
+        from tunekeeper.jobs.sweep import train_sweep
+
+        train_sweep(job, desk)
+        return
     progress = desk.progress(job)
     config = config_of(job, desk, job.extra["counts"])
     tokenizer = desk.tokenizer(job)
-    trainer = new_trainer(
-        job,
-        desk,
-        config,
-        load_data(job.training_file, config, tokenizer, desk),
-        load_data(job.validation_file, config, tokenizer, desk),
-    )
-    _restore(trainer, progress)
-    course = _Course(job, desk, config, trainer, progress)
-    if not progress.is_trained and not course.steps():
-        return
-    course.finish()
+    training = load_data(job.training_file, config, tokenizer, desk)
+    held_out = load_data(job.validation_file, config, tokenizer, desk)
+    with ExitStack() as stack:
+        trainer = new_trainer(job, desk, config, training, held_out, stack)
+        restore(trainer, progress)
+        course = Course(job, desk, config, trainer, progress)
+        if not progress.is_trained and not course.steps():
+            return
+        course.finish()
 
 
 def _start(job: Job, desk: Desk) -> Job:
@@ -123,36 +134,50 @@ def machine_of(job: Job, desk: Desk) -> Json:
 
     from tunekeeper.models.load import compute_dtype
 
-    asked = job.method["supervised"]["hyperparameters"].get("dtype", "auto")
+    asked = hyperparameters_of(job.method).get("dtype", "auto")
     dtype = compute_dtype(desk.settings.dtype if asked == "auto" else asked)
     return {
         "threads": desk.settings.threads or torch.get_num_threads(),
         "dtype": "bf16" if dtype == torch.bfloat16 else "fp32",
         "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "cache_tokens": desk.settings.cache_tokens,
+        "max_batch": desk.settings.max_concurrent_requests,
     }
 
 
-def new_trainer(job: Job, desk: Desk, config: SupervisedConfig, training: Data, held_out: Data) -> "Trainer":
-    """A trainer at step 0, on the job's base or on the adapter that it starts from."""
+def new_trainer(
+    job: Job, desk: Desk, config: Config, training: Data, held_out: Data, stack: ExitStack
+) -> "Trainer | Reinforcer":
+    """A trainer at step 0, on the job's base or on the adapter that it starts from; `stack` ends what it needs."""
     from tunekeeper.models.load import load_adapter, load_decoder
     from tunekeeper.trainer.loop import Trainer
 
     machine = job.extra["machine"]
     model = desk.store.get_model(job.model)
     decoder = load_decoder(desk.base_directory(job), dtype=machine["dtype"], device=machine["device"])
-    completion = config.adapter_scope == "completion"
+    parent = load_adapter(desk.settings.home / model.path, decoder) if model.kind == "adapter" else None
+    invocation = generation_prompt(desk.tokenizer(job)) if config.adapter_scope == "completion" else ()
+    if isinstance(config, ReinforcementConfig):
+        from tunekeeper.jobs.rollouts import open_player
+        from tunekeeper.trainer.reinforce import Reinforcer
+
+        return Reinforcer(
+            decoder,
+            training.trees,
+            held_out.trees,
+            config,
+            stack.enter_context(open_player(job, desk, config, decoder, training, held_out)),
+            seed=job.seed,
+            parent=parent,
+            invocation_tokens=invocation,
+        )
     return Trainer(
-        decoder,
-        training.trees,
-        held_out.trees,
-        config,
-        seed=job.seed,
-        parent=load_adapter(desk.settings.home / model.path, decoder) if model.kind == "adapter" else None,
-        invocation_tokens=generation_prompt(desk.tokenizer(job)) if completion else (),
+        decoder, training.trees, held_out.trees, config, seed=job.seed, parent=parent, invocation_tokens=invocation
     )
 
 
-def _restore(trainer: "Trainer", progress: Progress) -> None:
+def restore(trainer: "Learner", progress: Progress) -> None:
+    """Put the trainer where its newest whole state was taken; without one it stays at step 0."""
     for step, directory in progress.states():
         try:
             trainer.load_state(directory)
@@ -165,13 +190,13 @@ def _restore(trainer: "Trainer", progress: Progress) -> None:
 
 
 @dataclass
-class _Course:
+class Course:
     """A training run under way: its steps, and what each leaves behind."""
 
     job: Job
     desk: Desk
-    config: SupervisedConfig
-    trainer: "Trainer"
+    config: Config
+    trainer: "Learner"
     progress: Progress
     published_at: float = 0.0
     seconds: float = 0.0
@@ -182,6 +207,9 @@ class _Course:
         self.seconds = float(self.job.extra.get("seconds", 0.0))
         settled = self.progress.trained_at
         store = self.desk.store
+        if (prepared := self.trainer.prepare()) is not None:
+            store.add_event(self.job.id, "info", prepared, key="prepared")
+            self.trainer.save_state(self.progress.place(self.trainer.step))
         for step in self.trainer.steps():
             self._record(step)
             is_last = step.stop_reason is not None or step.step in (step.total_steps, settled)
@@ -237,6 +265,11 @@ class _Course:
             data=metrics_data(step),
             key=f"step-{step.step}",
         )
+        if step.samples is not None:
+            text = f"Best and worst answers after step {step.step}"
+            store.add_event(
+                self.job.id, "info", text, data={"step": step.step, **step.samples}, key=f"samples-{step.step}"
+            )
         now = store.update_job(
             self.job.id,
             # A resumed run repeats steps; what people see never goes back.
@@ -254,6 +287,9 @@ class _Course:
                 f"Step {step.step}: {step.stop_reason}. Checkpoints of earlier steps are good.",
                 code="diverged",
             )
+        if step.stop_reason is not None:
+            text = f"Training ends after step {step.step}/{step.total_steps}: {step.stop_reason}"
+            store.add_event(self.job.id, "warn", text, key="stopped")
 
     def _pace_after(self, step: Step) -> float:
         """The present pace: recent steps count more."""
@@ -323,21 +359,41 @@ class _Course:
                 parent=None if parent.kind == "base" else parent.id,
                 job_id=self.job.id,
                 step=step,
-                info=base.info,
+                info={**base.info, "recipe": self._recipe()},
             )
         )
 
+    def _recipe(self) -> Json:
+        """All that is needed to run the job again, also elsewhere; it stays with the model when the job is deleted."""
+        job, kind = self.job, self.job.method["type"]
+        files = {"training_file": job.training_file, "validation_file": job.validation_file}
+        return {
+            "model": job.model,
+            "method": {"type": kind, kind: {**job.method[kind], "hyperparameters": job.resolved}},
+            "seed": job.seed,
+            "files": {name: {"id": id_, "sha256": self._sha256(id_)} for name, id_ in files.items() if id_},
+        }
+
+    def _sha256(self, file_id: str) -> str:
+        return self.desk.store.get_file(file_id).sha256
+
     def _publish(self) -> str:
-        """Bring the result file up to date; returns its id."""
-        content = io.BytesIO(results_csv(_events(self.job.id, self.desk.store)))
+        """Bring the result files up to date; returns the id of the first."""
+        events = list(all_events(self.job.id, self.desk.store))
+        content = io.BytesIO(results_csv(events))
         file = keep_file(self.desk.store, self.desk.blobs, self.job, "step_metrics.csv", content)
+        if samples := samples_jsonl(events):
+            kept = keep_file(self.desk.store, self.desk.blobs, self.job, SAMPLES_FILE, io.BytesIO(samples))
+            self.job = self.desk.store.update_job(self.job.id, extra={**self.job.extra, "samples_file": kept.id})
         self.published_at = time.monotonic()
         return file.id
 
     def _diagnose(self) -> None:
         from tunekeeper.trainer.diagnosis import diagnose
 
-        for finding in diagnose(history(_events(self.job.id, self.desk.store))):
+        if isinstance(self.config, ReinforcementConfig):
+            return  # its loss is near 0 whatever is learned: the rewards tell, and they are in every event
+        for finding in diagnose(history(all_events(self.job.id, self.desk.store))):
             self.desk.store.add_event(self.job.id, finding.level, finding.message, key=f"diagnosis-{finding.code}")
 
 
@@ -366,7 +422,8 @@ def generation_prompt(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(tokenizer.encode(with_prompt[len(before) :], continues=True))
 
 
-def _events(job_id: str, store: Store) -> Iterator[Event]:
+def all_events(job_id: str, store: Store) -> Iterator[Event]:
+    """A job's events, newest first."""
     after: str | None = None
     while True:
         page = store.list_events(job_id, after=after, limit=_EVENTS_PAGE)
@@ -416,6 +473,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_settings(arguments.home)
     desk = Desk(settings, Store(connect(settings.home)), DirectoryBlobs(settings.home / "blobs"))
+    # Not this module's own `run`: here its name is __main__, and a sweep imports it once more, with other classes.
+    from tunekeeper.jobs.finetune import run
+
     run(arguments.job_id, desk)
 
 

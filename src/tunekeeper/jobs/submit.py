@@ -23,11 +23,13 @@ from tunekeeper.errors import (
     Unavailable,
     Unsupported,
 )
+from tunekeeper.graders.spec import parse as parse_grader
 from tunekeeper.lifecycle.catalog import Catalog
 from tunekeeper.lifecycle.policy import stand
 from tunekeeper.settings import Settings
 from tunekeeper.storage.store import Store, new_id
-from tunekeeper.trainer.config import resolve, validate_method
+from tunekeeper.trainer.config import hyperparameters_of, resolve, validate_method
+from tunekeeper.trainer.sweep import points, read_sweep, with_values
 from tunekeeper.types import File, Job, Json, Model
 
 TRAINING_TYPES = ("standard", "globalstandard", "datazonestandard", "developer", "developertier")
@@ -52,6 +54,8 @@ class Submission:
     metadata: dict[str, str] | None = None
     integrations: list[Json] | None = None
     training_type: str | int | None = None
+    sweep: Json | None = None
+    """Train many trials and keep the best: an extension, see `trainer.sweep`."""
 
 
 def submit(submission: Submission, store: Store, settings: Settings) -> Job:
@@ -80,7 +84,10 @@ def draft(submission: Submission, store: Store, settings: Settings) -> Job:
     _check_metadata(submission.metadata)
     _check_integrations(submission.integrations)
     method = _checked(submission)
-    _check_method(method, model, store, settings, validated=submission.validation_file is not None)
+    validated = submission.validation_file is not None
+    _check_method(method, model, store, settings, validated=validated or submission.sweep is not None)
+    seed = _seed(submission.seed)
+    sweep = _checked_sweep(submission, method, seed, model, store, settings)
     return Job(
         id=new_id("ftjob-"),
         created_at=store.now(),
@@ -88,7 +95,7 @@ def draft(submission: Submission, store: Store, settings: Settings) -> Job:
         training_file=submission.training_file,
         validation_file=submission.validation_file,
         method=method,
-        seed=_seed(submission.seed),
+        seed=seed,
         suffix=submission.suffix,
         metadata=submission.metadata,
         integrations=submission.integrations or None,
@@ -96,6 +103,7 @@ def draft(submission: Submission, store: Store, settings: Settings) -> Job:
             # Settled now: however often the job is run again, its model has this name.
             "tuned_model": tuned_model_id(root_of(model, store).id, settings.organization, submission.suffix),
             **_training_type(submission),
+            **sweep,
         },
     )
 
@@ -268,13 +276,15 @@ def parent_shape(model: Model, home: Path) -> Json | None:
 
 def _check_method(method: Json, model: Model, store: Store, settings: Settings, *, validated: bool) -> None:
     """Refuse now what can be seen without the data: it is resolved as it would be for a small file."""
-    limit = method["supervised"]["hyperparameters"].get("max_cost")
+    limit = hyperparameters_of(method).get("max_cost")
     if limit is not None and not settings.price_per_hour:
         raise InvalidConfig(
             "max_cost needs to know what this machine costs: set price_per_hour in tunekeeper.toml, or use "
             "max_wall_seconds.",
-            param="method.supervised.hyperparameters.max_cost",
+            param=f"method.{method['type']}.hyperparameters.max_cost",
         )
+    if method["type"] == "reinforcement":
+        parse_grader(method["reinforcement"]["grader"], param="method.reinforcement.grader")
     config = read_config(settings.home / base_under(model, store).path)
     resolve(
         method,
@@ -284,6 +294,23 @@ def _check_method(method: Json, model: Model, store: Store, settings: Settings, 
         hidden_size=hidden_size_of(config),
         parent=parent_shape(model, settings.home),
     )
+
+
+def _checked_sweep(
+    submission: Submission, method: Json, seed: int, model: Model, store: Store, settings: Settings
+) -> Json:
+    """What a job keeps of its sweep: nothing where it has none; every trial is checked as a job of its own."""
+    if submission.sweep is None:
+        return {}
+    sweep = read_sweep(submission.sweep, method, validated=submission.validation_file is not None)
+    if sweep.fast and model.kind == "adapter":
+        raise Unsupported(
+            f"sweep.fast trains new adapters on the top layers, but {model.id} has one on all; leave fast out.",
+            param="sweep.fast",
+        )
+    for point in points(sweep, seed):
+        _check_method(with_values(method, point), model, store, settings, validated=True)
+    return {"sweep": sweep.to_wire()}
 
 
 def read_config(directory: Path) -> Json:

@@ -6,6 +6,7 @@ adapter_model.safetensors    base_model.model.<module>.lora_A.weight (R, I) and 
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ def save_adapter(adapter: LoraAdapter, directory: Path, *, base_id: str) -> None
         "use_rslora": False,
         "use_dora": False,
     }
+    layers = {int(number) for name in adapter.pairs for number in re.findall(r"\.(\d+)\.", name)[:1]}
+    if layers and 0 not in layers:  # of the top layers only: PEFT would put pairs that do nothing on all
+        config["layers_to_transform"] = sorted(layers)
     if adapter.scope == "completion":
         config["alora_invocation_tokens"] = list(adapter.invocation_tokens)
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")

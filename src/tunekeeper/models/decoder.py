@@ -251,8 +251,28 @@ class LlamaDecoder:
     ) -> Tensor:
         """Hidden states after the final norm, (T, E) in fp32."""
         x_TE = F.embedding(tokens_T, self.embedding_VE)
+        return self.hidden_above(0, x_TE, positions_T, attention, adapters=adapters)
+
+    def stream_below(self, layer: int, tokens_T: Tensor, positions_T: Tensor, attention: Attention) -> Tensor:
+        """The residual stream that a layer reads, without adapters, (T, E) in fp32."""
+        x_TE = F.embedding(tokens_T, self.embedding_VE)
         cos_T1D, sin_T1D = self._rotary(positions_T)
-        for index in range(self.shape.n_layers):
+        for index in range(layer):
+            x_TE = self._layer(index, x_TE, cos_T1D, sin_T1D, attention, ())
+        return x_TE
+
+    def hidden_above(
+        self,
+        layer: int,
+        x_TE: Tensor,
+        positions_T: Tensor,
+        attention: Attention,
+        *,
+        adapters: Sequence[AdapterRows] = (),
+    ) -> Tensor:
+        """`hidden` from the residual stream that a layer reads."""
+        cos_T1D, sin_T1D = self._rotary(positions_T)
+        for index in range(layer, self.shape.n_layers):
             x_TE = self._layer(index, x_TE, cos_T1D, sin_T1D, attention, adapters)
         return rms_norm(x_TE, self.final_norm_E, self.config.norm_eps, torch.float32)
 

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from tunekeeper.models.decoder import Decoder, DecoderShape
-from tunekeeper.trainer.config import SupervisedConfig
-from tunekeeper.trainer.loop import MICROBATCH_TOKENS, Trainer
+from tunekeeper.models.decoder import DecoderShape
+from tunekeeper.trainer.config import Config, DpoConfig
+from tunekeeper.trainer.loop import MICROBATCH_TOKENS, Forest
 from tunekeeper.trainer.losses import CHUNK
+from tunekeeper.trainer.optimizer import AdamW
 from tunekeeper.types import Json, Tree
 
 SAMPLE_TOKENS = 1024
@@ -47,14 +48,14 @@ class Estimate:
         return asdict(self)
 
 
-def measure(decoder: Decoder, trees: Sequence[Tree], trainer: Trainer) -> Speed:
+def measure(forest: Forest, optimizer: AdamW) -> Speed:
     """Run a few trees forward and backward, without an optimizer step; takes about as long as one or two steps."""
     sample: list[int] = []
+    trees = forest.trees
     for index, tree in enumerate(trees):
         if sample and sum(trees[i].size for i in sample) + tree.size > SAMPLE_TOKENS:
             break
         sample.append(index)
-    forest = trainer.train
     prefix_tokens = 0
     prefix_s = 0.0
     if forest.frozen is not None:
@@ -69,7 +70,7 @@ def measure(decoder: Decoder, trees: Sequence[Tree], trainer: Trainer) -> Speed:
         _, logprob_N, _ = forest.logprobs(sample)
         torch.autograd.backward(logprob_N.mean())
         seconds.append(time.perf_counter() - began)
-        trainer.optimizer.zero_grad()
+        optimizer.zero_grad()
     return Speed(
         prefix_s / max(prefix_tokens, 1),
         min(seconds) / max(trained_tokens, 1),
@@ -80,7 +81,7 @@ def measure(decoder: Decoder, trees: Sequence[Tree], trainer: Trainer) -> Speed:
 def estimate(
     trees: Sequence[Tree],
     valid: Sequence[Tree],
-    config: SupervisedConfig,
+    config: Config,
     shape: DecoderShape,
     speed: Speed,
     *,
@@ -89,8 +90,12 @@ def estimate(
     truncated: int = 0,
     price_per_hour: float = 0.0,
     currency: str = "USD",
+    sampling_s: float = 0.0,
 ) -> Estimate:
-    """Count tokens and steps, and turn the measured speed into seconds, money and memory."""
+    """Count tokens and steps, and turn the measured speed into seconds, money and memory.
+
+    `sampling_s` is what sampling answers takes beside the training on them.
+    """
     tokens = sum(tree.size for tree in trees)
     prefix = sum(len(tree.trunk) - n_active for tree in [*trees, *valid]) if config.adapter_scope == "completion" else 0
     trained = tokens - sum(len(t.trunk) - n_active for t in trees) if prefix else tokens
@@ -100,11 +105,14 @@ def estimate(
         else sum(tree.size - len(tree.trunk) + n_active for tree in valid)
     )
     steps = config.n_epochs * -(-len(trees) // config.batch_size)
+    # Pairs are read once more before the first step, under the starting model.
     # A forward pass alone is about two fifths of forward and backward; each epoch ends with the whole validation set.
     seconds = (
         prefix * speed.prefix_s_per_token
         + config.n_epochs * trained * speed.trained_s_per_token
         + 0.4 * config.n_epochs * measured * speed.trained_s_per_token
+        + (0.4 * (trained + measured) * speed.trained_s_per_token if isinstance(config, DpoConfig) else 0.0)
+        + sampling_s
     )
     return Estimate(
         training_tokens=tokens,
@@ -124,7 +132,7 @@ def estimate(
 
 
 def peak_memory(
-    config: SupervisedConfig,
+    config: Config,
     shape: DecoderShape,
     trees: Sequence[Tree],
     weight_bytes: int,

@@ -1,8 +1,18 @@
 """Losses: arithmetic on the log-probabilities of completion tokens, and how these are computed.
 
-`token_logprobs` runs the head where a token is predicted and nowhere else. Losses take its result.
+`token_logprobs` runs the head where a token is predicted and nowhere else. A loss takes its result and the sum to
+divide by, which is the whole optimizer step's, so that a step computed in parts has the same gradient:
+
+    loss(LossInputs(logprob_N, weight_N, branch_N, …), normalizer) -> what to differentiate
+
+    cross_entropy     every target token                         divided by their summed weight
+    preference        pairs of branches, against a reference      divided by the number of pairs
+    policy_gradient   sampled branches with their advantages     divided by the answers, and by a constant
+
+Shapes: N predicted tokens, B branches of the batch, P pairs, E hidden size, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +26,75 @@ CHUNK = 512
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """One batch as its predicted tokens; all are (N,)."""
+    """One batch as its predicted tokens, and what is known of its branches."""
 
     logprob_N: Tensor
     weight_N: Tensor
     branch_N: Tensor
+    reference_B: Tensor | None = None
+    """Summed log-probability of each branch under the model that the run started from."""
+    advantage_B: Tensor | None = None
+    """How much better each branch was than the others of its group: `advantages`."""
+
+
+Loss = Callable[[LossInputs, float], Tensor]
 
 
 def cross_entropy(inputs: LossInputs, normalizer: float) -> Tensor:
     """Weighted negative log-likelihood, divided by the summed weight of the whole optimizer step."""
     return -(inputs.logprob_N * inputs.weight_N).sum() / normalizer
+
+
+def preference(inputs: LossInputs, normalizer: float, *, beta: float) -> Tensor:
+    """Make the first branch of each pair likelier than the second, relative to the reference.
+
+    Rafailov et al. 2023, equation 7, with the sums over tokens that it has; divided by the number of pairs.
+    """
+    chosen_P, rejected_P = rewards_of_pairs(inputs, beta)
+    return -F.logsigmoid(chosen_P - rejected_P).sum() / normalizer
+
+
+def rewards_of_pairs(inputs: LossInputs, beta: float) -> tuple[Tensor, Tensor]:
+    """The implicit rewards of the preferred and of the other branches: beta times how much likelier they became."""
+    assert inputs.reference_B is not None
+    gained_B = branch_logprobs(inputs, inputs.reference_B.shape[0]) - inputs.reference_B
+    return beta * gained_B[0::2], beta * gained_B[1::2]
+
+
+def policy_gradient(inputs: LossInputs, normalizer: float) -> Tensor:
+    """Make answers likelier by how much better they were than the other answers to the same problem.
+
+    The plain policy gradient, on answers that the present weights sampled, so that there is no ratio to clip. It
+    is GRPO (Shao et al. 2024) without what biases it (Dr. GRPO, Liu et al. 2025): advantages are not divided by
+    the group's deviation, which would weigh problems that are nearly always or nearly never solved most; nor
+    tokens by their answer's length, which would favour long wrong answers. `normalizer` is the number of the
+    step's answers times a constant.
+    """
+    assert inputs.advantage_B is not None
+    advantage_N = inputs.advantage_B[inputs.branch_N]
+    return -(advantage_N * inputs.logprob_N * inputs.weight_N).sum() / normalizer
+
+
+def advantages(reward_B: Tensor, group_B: Tensor) -> Tensor:
+    """Each reward minus the mean of the others of its group; 0 for a branch that is alone.
+
+    Leaving the answer itself out of its baseline (Kool et al. 2019; RLOO, Ahmadian et al. 2024) is what makes the
+    gradient that of the expected reward, unscaled. Equal rewards give exactly 0.
+    """
+    n_groups = int(group_B.max()) + 1 if group_B.numel() else 0
+    advantage_B = torch.zeros_like(reward_B)
+    for group in range(n_groups):
+        members = (group_B == group).nonzero()[:, 0]
+        reward = reward_B[members]
+        if len(members) > 1 and bool((reward != reward[0]).any()):
+            advantage_B[members] = (reward - reward.mean()) * (len(members) / (len(members) - 1))
+    return advantage_B
+
+
+def branch_logprobs(inputs: LossInputs, n_branches: int) -> Tensor:
+    """The summed log-probability of each branch, weighted, (B,)."""
+    weighted_N = inputs.logprob_N * inputs.weight_N
+    return weighted_N.new_zeros(n_branches).index_add(0, inputs.branch_N, weighted_N)
 
 
 def token_logprobs(

@@ -1,0 +1,125 @@
+"""The models of this server as the port that graders ask: for threads, while the answers run on an event loop.
+
+with in_background(Answers(settings, store)) as sampler:      # in a job; the API has a loop of its own
+    sampler.complete({"model": "judge", "messages": […], "response_format": {…}})["choices"][0]["message"]
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from tunekeeper.errors import InvalidRequest, Unsupported, UpstreamFailed
+from tunekeeper.inference.answers import Answers, ChatRequest, Counts, RemoteTarget
+from tunekeeper.inference.params import Sampling
+from tunekeeper.inference.tools import Words
+from tunekeeper.types import Json, Model
+
+T = TypeVar("T")
+
+TIMEOUT_S = 600.0
+"""What one answer may take."""
+
+_KNOWN = {"model", "messages", "temperature", "top_p", "seed", "max_completion_tokens", "response_format"}
+
+
+class AnswersSampler:
+    """Asks our own models and the upstreams' alike; call it from any thread but the loop's."""
+
+    def __init__(self, answers: Answers, loop: asyncio.AbstractEventLoop, *, embedding_model: str = "") -> None:
+        self._answers, self._loop, self._embedding_model = answers, loop, embedding_model
+
+    def check_model(self, model: str) -> None:
+        """Raises ModelNotFound for a model that cannot answer."""
+        self._wait(self._answers.resolve(model))
+
+    def complete(self, body: Json) -> Json:
+        """Answer a chat request, whole; raises TunekeeperErrors."""
+        return self._wait(self._complete(body))
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """One vector a text, of the embedding model; raises TunekeeperErrors."""
+        return self._wait(self._embed(texts))
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(TIMEOUT_S)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    async def _complete(self, body: Json) -> Json:
+        target = await self._answers.resolve(body["model"])
+        if isinstance(target, RemoteTarget):
+            return await target.remote.chat({**body, "model": target.model})
+        return await self._answer(target, body)
+
+    async def _answer(self, model: Model, body: Json) -> Json:
+        text, reason, total = "", "stop", 0
+        async for event in self._answers.chat(model, _request(body)):
+            if isinstance(event, Counts):
+                total = event.n_prompt + event.n_generated
+                continue
+            text += "".join(part.text for part in event.parts if isinstance(part, Words))
+            reason = event.finish_reason or reason
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {
+            "object": "chat.completion",
+            "model": model.id,
+            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+            "usage": {"total_tokens": total},
+        }
+
+    async def _embed(self, texts: Sequence[str]) -> list[list[float]]:
+        target = await self._answers.resolve(self._embedding_model)
+        if not isinstance(target, RemoteTarget):
+            raise Unsupported(f"{self._embedding_model!r} is not an upstream's: our own models give no embeddings.")
+        body = {"model": target.model, "input": list(texts), "encoding_format": "float"}
+        answer = await target.remote.embed(body)
+        try:
+            data = sorted(answer["data"], key=lambda entry: int(entry["index"]))
+            vectors = [[float(value) for value in entry["embedding"]] for entry in data]
+        except (LookupError, TypeError, ValueError) as error:
+            raise UpstreamFailed(f"{self._embedding_model} did not answer with embeddings: {error!r}.") from error
+        if len(vectors) != len(texts):
+            raise UpstreamFailed(f"{self._embedding_model} gave {len(vectors)} embeddings of {len(texts)} texts.")
+        return vectors
+
+
+@contextmanager
+def in_background(answers: Answers, *, embedding_model: str = "") -> Iterator[AnswersSampler]:
+    """A sampler with a loop of its own, in a thread of its own; closes the answers."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="sampler", daemon=True)
+    thread.start()
+    try:
+        yield AnswersSampler(answers, loop, embedding_model=embedding_model)
+    finally:
+        answers.close()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def _request(body: Json) -> ChatRequest:
+    """What the engine is asked; raises for what our own models do not take."""
+    unknown = sorted(name for name in set(body) - _KNOWN if not (name == "reasoning_effort" and body[name] == "none"))
+    if unknown:
+        raise Unsupported(f"{unknown[0]} is not to be had of our own models. Remove it.", param=unknown[0])
+    form = (body.get("response_format") or {}).get("json_schema") or {}
+    for n, message in enumerate(body["messages"]):
+        if not isinstance(message["content"], str) and any(p.get("type") != "text" for p in message["content"]):
+            raise InvalidRequest("Our own models read only text.", param=f"messages[{n}].content")
+    return ChatRequest(
+        messages=body["messages"],
+        sampling=Sampling(
+            max_tokens=body.get("max_completion_tokens"),
+            temperature=body.get("temperature", 1.0),
+            top_p=body.get("top_p", 1.0),
+            seed=body.get("seed"),
+        ),
+        json_schema=form.get("schema"),
+        strict_schema=bool(form.get("strict")),
+    )
