@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # This build also runs without a GPU. Any torch from 2.6 on will do: make setup TORCH="torch==2.8.0"
 TORCH ?= torch==2.13.0
+# A training process is started anew for each job: what Python compiled of its imports must be kept.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test lint serve bench setup setup-dev format clean
