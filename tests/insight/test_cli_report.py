@@ -242,3 +242,21 @@ def test_watch_reports_an_upstream_that_is_gone_and_catches_up_later(repo, tmp_p
     later = (out / "2026" / "01" / "diff-insight-report-documents-2026-01-03.md").read_text("utf-8")
     assert "Three." in later
     assert "could not be reached from" in later
+
+
+def test_watch_keeps_the_dates_of_a_page_whose_retirements_changed(repo, capsys, tmp_path):
+    command = ["watch", "--repo", str(repo.path), "--out", str(tmp_path / "out")]
+    head = "# Retirements\n\n## Current models\n\n| Model | Version | Retirement date |\n|---|---|---|\n"
+    table = head + "| `n-4` | 1 | {} |\n"
+    repo.commit({"docs/ends.md": table.format("June 1, 2026")}, day="2026-01-03")
+    assert main(command) == 0
+    repo.commit({"docs/ends.md": table.format("July 1, 2026")}, day="2026-01-04")
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(["retirements", "explain", "n-4"]) == 0
+    said = capsys.readouterr().out
+    assert "docs/ends.md" in said
+    assert "June 1, 2026" in said
+    assert "July 1, 2026" in said
+    assert main(["retirements", "list", "--json"]) == 0
+    assert "2026-07-01" in capsys.readouterr().out

@@ -359,6 +359,7 @@ def _composer(
         if heard is not None:
             retirements = [fact for found in facts.values() for fact in found if fact.kind == "retirement"]
             heard[(changes.category, changes.date)] = [fact.data for fact in retirements]
+            _keep_dates(options, changes, {fact.filename for fact in retirements})
         return render(write_report(changes, facts, language=language, **prose))
 
     if model is None:
@@ -371,6 +372,21 @@ def _composer(
         writer = ChatModel(client.base_url, model, api_key=options.api_key or "")
         cache = options.settings.home / "insight" / "answers"
         yield partial(compose, model=writer, cache=cache)
+
+
+def _keep_dates(options: Options, changes: "ChangeSet", filenames: set[str]) -> None:
+    """What pages whose retirements changed say now, into the catalog; a statement that is there is not added again."""
+    from tunekeeper.cli.home import local_store
+    from tunekeeper.lifecycle.sources import read_claims
+
+    pages = [file for file in changes.files if file.filename in filenames and file.new_text]
+    if not pages:
+        return
+    said_at = int(datetime.fromisoformat(changes.date).replace(tzinfo=UTC).timestamp())
+    with local_store(options) as store:
+        for page in pages:
+            text, name = page.new_text or "", page.filename
+            store.add_claims(read_claims(text, filename=name, source=name, catalog=store.catalog(), said_at=said_at))
 
 
 def _categories(file: Path | None, name: str) -> "Categories":
