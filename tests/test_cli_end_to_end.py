@@ -25,7 +25,9 @@ def place(tmp_path_factory):
         for n in range(12)
     ]
     (directory / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert main(["models", "add", str(directory / "tiny"), "--home", str(directory / "home")]) == 0
+    # In a process of its own: outside of a test, a command in this one writes into pytest's own capture file.
+    command = [sys.executable, "-m", "tunekeeper", "models", "add", str(directory / "tiny")]
+    subprocess.run([*command, "--home", str(directory / "home")], check=True, stdout=subprocess.DEVNULL)
     return directory
 
 
