@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -7,7 +8,7 @@ import time
 import pytest
 import uvicorn
 
-from tunekeeper.api.server import PunctualProtocol, serve
+from tunekeeper.api.server import PunctualProtocol, background, serve
 from tunekeeper.errors import InvalidConfig, Unavailable
 from tunekeeper.settings import Settings
 
@@ -25,7 +26,7 @@ async def slow_app(scope, receive, send):
 @contextlib.contextmanager
 def hasty_server():
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(slow_app, http=HastyProtocol, ws="none", lifespan="off", log_level="warning")
+    config = uvicorn.Config(slow_app, http=HastyProtocol, ws="none", lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
@@ -47,6 +48,20 @@ def test_a_connection_without_a_whole_request_is_ended_and_a_slow_answer_is_not(
             for _ in range(2):
                 connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
                 assert connection.recv(1000).startswith(b"HTTP/1.1 204")
+
+
+class CountingHandler(logging.Handler):
+    n_closed = 0
+
+    def close(self):
+        self.n_closed += 1
+        super().close()
+
+
+def test_a_server_in_a_process_leaves_its_log_handlers_open(tmp_path):
+    handler = CountingHandler()
+    with background(Settings(home=tmp_path), worker=False):
+        assert handler.n_closed == 0
 
 
 def test_a_server_that_others_can_reach_needs_a_key(tmp_path):

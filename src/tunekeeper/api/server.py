@@ -8,6 +8,7 @@ While a server runs, home/server.json says where: {"base_url", "pid"}.
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import threading
@@ -33,6 +34,7 @@ _NOT_STARTED = "The server did not start; its log says why."
 
 def serve(settings: Settings) -> None:
     """Serve until interrupted; raises a TunekeeperError when the server cannot start."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app = create_app(settings)
     services = app.state.services
     if not settings.is_loopback and services.store.count_keys() == 0:
@@ -116,6 +118,7 @@ class _Server(uvicorn.Server):
                 app,
                 http=PunctualProtocol,
                 ws="none",
+                log_config=None,  # uvicorn's own would close every handler of the process that the server runs in
                 log_level=log_level,
                 access_log=False,
                 server_header=False,
