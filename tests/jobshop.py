@@ -18,8 +18,8 @@ from tunekeeper.jobs.submit import Submission, submit
 from tunekeeper.settings import Settings
 from tunekeeper.storage.blobs import DirectoryBlobs
 from tunekeeper.storage.db import connect
-from tunekeeper.storage.store import Store, new_id
-from tunekeeper.types import Event, File, Job, Model
+from tunekeeper.storage.store import Store
+from tunekeeper.types import Event, File, Job, Model, new_id
 
 BASE = "tiny"
 CAPITALS = (

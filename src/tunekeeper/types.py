@@ -3,6 +3,8 @@
 Times are whole Unix seconds. `dict` fields hold JSON as the client sent it.
 """
 
+import secrets
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,8 +23,15 @@ ModelKind = Literal["base", "adapter", "full"]
 EventLevel = Literal["info", "warn", "error"]
 JobRequest = Literal["cancel", "pause"]
 
+_ALPHABET = string.ascii_letters + string.digits
+
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 """Job states that no longer change."""
+
+
+def new_id(prefix: str, length: int = 24) -> str:
+    """A fresh id in OpenAI's form: `new_id("file-")`."""
+    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

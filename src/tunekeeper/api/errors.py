@@ -9,8 +9,6 @@ import http
 import logging
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -34,6 +32,7 @@ from tunekeeper.errors import (
     Unavailable,
 )
 from tunekeeper.types import Json
+from tunekeeper.validation import invalid
 
 _log = logging.getLogger(__name__)
 
@@ -49,12 +48,6 @@ _STATUS: dict[type[TunekeeperError], int] = {
     Unavailable: 503,
     DiskFull: 507,
     TunekeeperError: 500,
-}
-# pydantic's error types -> OpenAI's codes; what is not listed is an invalid_value.
-_CODES = {
-    "missing": "missing_required_parameter",
-    "extra_forbidden": "unknown_parameter",
-    "json_invalid": "invalid_json",
 }
 
 
@@ -155,11 +148,7 @@ async def _on_tunekeeper_error(_request: Request, error: Exception) -> Response:
 
 async def _on_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    found = [_explain(fault, error.body) for fault in error.errors()]
-    first = found[0]
-    if len(found) > 1:
-        first.details = tuple({"message": e.message, "param": e.param, "code": e.code} for e in found)
-    return error_response(first)
+    return error_response(invalid(error.errors(), error.body))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -179,48 +168,3 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     code = codes.get(error.status_code, "http_error")
     body = {"message": message, "type": _type_of(error.status_code), "param": None, "code": code}
     return JSONResponse({"error": body}, error.status_code, headers=error.headers)
-
-
-def _explain(fault: dict[str, Any], body: Any) -> InvalidRequest:
-    kind: str = fault["type"]
-    where, *path = fault["loc"]
-    if kind == "json_invalid":
-        reason = fault.get("ctx", {}).get("error", "it cannot be parsed")
-        at = f" at character {path[0]}" if path else ""
-        return InvalidRequest(f"The body is not valid JSON{at}: {reason}.", code="invalid_json")
-    param = ".".join(str(step) for step in (_real_path(path, body) if where == "body" else path)) or None
-    if kind == "missing" and param is None:
-        return InvalidRequest(
-            "The body is missing: send JSON, with content-type: application/json.",
-            code="missing_required_parameter",
-        )
-    return InvalidRequest(_sentence(kind, param, fault["msg"]), param=param, code=_code(kind))
-
-
-def _code(kind: str) -> str:
-    if kind in _CODES:
-        return _CODES[kind]
-    return "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
-
-
-def _sentence(kind: str, param: str | None, reason: str) -> str:
-    if kind == "missing":
-        return f"Missing required parameter: '{param}'."
-    if kind == "extra_forbidden":
-        return f"Unknown parameter: '{param}'. Remove it: it would have no effect."
-    # pydantic writes "Value error, " before what our own validators say
-    reason = reason.removeprefix("Value error, ").rstrip(".")
-    return f"Invalid value for '{param}': {reason}." if param else f"Invalid body: {reason}."
-
-
-def _real_path(path: Sequence[str | int], body: Any) -> list[str | int]:
-    """The path as the client wrote it: pydantic adds the names of union members, which are in no body."""
-    real: list[str | int] = []
-    for index, step in enumerate(path):
-        in_list = isinstance(body, list) and isinstance(step, int) and step < len(body)
-        if in_list or (isinstance(body, dict) and step in body):
-            body = body[step]
-        elif not (isinstance(body, dict) and index == len(path) - 1):
-            continue
-        real.append(step)
-    return real

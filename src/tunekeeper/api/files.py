@@ -15,8 +15,7 @@ from tunekeeper.api.services import Services, ServicesDep
 from tunekeeper.datasets.formats import detect_method
 from tunekeeper.datasets.validate import check
 from tunekeeper.errors import InvalidRequest, NotFound
-from tunekeeper.storage.store import new_id
-from tunekeeper.types import File, Json, Purpose
+from tunekeeper.types import File, Json, Purpose, new_id
 
 router = APIRouter()
 

@@ -15,8 +15,7 @@ from tunekeeper.api import lifecycle
 from tunekeeper.api.pagination import known_query, list_body
 from tunekeeper.api.services import Services, ServicesDep
 from tunekeeper.errors import InvalidState, ModelNotFound, PermissionDenied
-from tunekeeper.storage.store import new_id
-from tunekeeper.types import Json, Model
+from tunekeeper.types import Json, Model, new_id
 
 router = APIRouter()
 

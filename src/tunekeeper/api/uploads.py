@@ -14,8 +14,7 @@ from tunekeeper.api.pagination import known_query
 from tunekeeper.api.services import Services, ServicesDep
 from tunekeeper.errors import InvalidRequest, InvalidState, NotFound, TooLarge
 from tunekeeper.storage.blobs import PIECE_BYTES
-from tunekeeper.storage.store import new_id
-from tunekeeper.types import File, Json, Upload, UploadPart
+from tunekeeper.types import File, Json, Upload, UploadPart, new_id
 
 router = APIRouter()
 

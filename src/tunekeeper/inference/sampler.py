@@ -6,22 +6,22 @@ with in_background(Answers(settings, store)) as sampler:      # in a job; the AP
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from tunekeeper.errors import InvalidRequest, Unsupported, UpstreamFailed
-from tunekeeper.inference.answers import Answers, ChatRequest, Counts, RemoteTarget
-from tunekeeper.inference.params import Sampling
-from tunekeeper.inference.tools import Words
-from tunekeeper.types import Json, Model
+from tunekeeper.errors import Unsupported, UpstreamFailed
+from tunekeeper.inference.answers import Answers, RemoteTarget
+from tunekeeper.inference.completion import Completion
+from tunekeeper.inference.request import ChatBody, chat_request
+from tunekeeper.types import Json
+from tunekeeper.validation import shape
 
 T = TypeVar("T")
 
 TIMEOUT_S = 600.0
 """What one answer may take."""
-
-_KNOWN = {"model", "messages", "temperature", "top_p", "seed", "max_completion_tokens", "response_format"}
 
 
 class AnswersSampler:
@@ -54,23 +54,11 @@ class AnswersSampler:
         target = await self._answers.resolve(body["model"])
         if isinstance(target, RemoteTarget):
             return await target.remote.chat({**body, "model": target.model})
-        return await self._answer(target, body)
-
-    async def _answer(self, model: Model, body: Json) -> Json:
-        text, reason, total = "", "stop", 0
-        async for event in self._answers.chat(model, _request(body)):
-            if isinstance(event, Counts):
-                total = event.n_prompt + event.n_generated
-                continue
-            text += "".join(part.text for part in event.parts if isinstance(part, Words))
-            reason = event.finish_reason or reason
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {
-            "object": "chat.completion",
-            "model": model.id,
-            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
-            "usage": {"total_tokens": total},
-        }
+        asked = shape(ChatBody, body)
+        if asked.stream:
+            raise Unsupported("Only whole answers are to be had here. Remove stream.", param="stream")
+        events = self._answers.chat(target, chat_request(asked))
+        return await Completion(asked, target.id, int(time.time())).whole(events)
 
     async def _embed(self, texts: Sequence[str]) -> list[list[float]]:
         target = await self._answers.resolve(self._embedding_model)
@@ -101,25 +89,3 @@ def in_background(answers: Answers, *, embedding_model: str = "") -> Iterator[An
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-def _request(body: Json) -> ChatRequest:
-    """What the engine is asked; raises for what our own models do not take."""
-    unknown = sorted(name for name in set(body) - _KNOWN if not (name == "reasoning_effort" and body[name] == "none"))
-    if unknown:
-        raise Unsupported(f"{unknown[0]} is not to be had of our own models. Remove it.", param=unknown[0])
-    form = (body.get("response_format") or {}).get("json_schema") or {}
-    for n, message in enumerate(body["messages"]):
-        if not isinstance(message["content"], str) and any(p.get("type") != "text" for p in message["content"]):
-            raise InvalidRequest("Our own models read only text.", param=f"messages[{n}].content")
-    return ChatRequest(
-        messages=body["messages"],
-        sampling=Sampling(
-            max_tokens=body.get("max_completion_tokens"),
-            temperature=body.get("temperature", 1.0),
-            top_p=body.get("top_p", 1.0),
-            seed=body.get("seed"),
-        ),
-        json_schema=form.get("schema"),
-        strict_schema=bool(form.get("strict")),
-    )

@@ -47,10 +47,10 @@ from tunekeeper.models.process import prepare_process
 from tunekeeper.settings import load_settings
 from tunekeeper.storage.blobs import DirectoryBlobs
 from tunekeeper.storage.db import connect
-from tunekeeper.storage.store import Store, new_id
+from tunekeeper.storage.store import Store
 from tunekeeper.trainer.config import Config, ReinforcementConfig, hyperparameters_of
 from tunekeeper.trainer.step import Step
-from tunekeeper.types import Checkpoint, Event, Job, Json, Message, Model
+from tunekeeper.types import Checkpoint, Event, Job, Json, Message, Model, new_id
 
 if TYPE_CHECKING:
     from tunekeeper.trainer.loop import Learner, Trainer

@@ -27,10 +27,10 @@ from tunekeeper.graders.spec import parse as parse_grader
 from tunekeeper.lifecycle.catalog import Catalog
 from tunekeeper.lifecycle.policy import stand
 from tunekeeper.settings import Settings
-from tunekeeper.storage.store import Store, new_id
+from tunekeeper.storage.store import Store
 from tunekeeper.trainer.config import hyperparameters_of, resolve, validate_method
 from tunekeeper.trainer.sweep import points, read_sweep, with_values
-from tunekeeper.types import File, Job, Json, Model
+from tunekeeper.types import File, Job, Json, Model, new_id
 
 TRAINING_TYPES = ("standard", "globalstandard", "datazonestandard", "developer", "developertier")
 """Azure's queue classes; a machine of one's own has one queue, so they are kept and change nothing."""

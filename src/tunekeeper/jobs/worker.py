@@ -38,8 +38,8 @@ from tunekeeper.jobs.outcome import fail, settle_cancel, tidy
 from tunekeeper.jobs.progress import Progress
 from tunekeeper.settings import Settings, load_settings
 from tunekeeper.storage.db import connect
-from tunekeeper.storage.store import Store, new_id
-from tunekeeper.types import Job, JobStatus
+from tunekeeper.storage.store import Store
+from tunekeeper.types import Job, JobStatus, new_id
 
 MAX_CRASHES = 3
 """Deaths of a child without progress in between, after which its job has failed."""

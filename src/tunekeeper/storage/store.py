@@ -10,8 +10,6 @@ at once.
 
 import hashlib
 import hmac
-import secrets
-import string
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,12 +53,12 @@ from tunekeeper.types import (
     Permission,
     Upload,
     UploadPart,
+    new_id,
 )
 
 T = TypeVar("T")
 Order = Literal["asc", "desc"]
 _CLAIMABLE: tuple[JobStatus, ...] = ("validating_files", "queued", "running")
-_ALPHABET = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +75,6 @@ class SystemClock:
     def now(self) -> float:
         """Seconds since 1970."""
         return time.time()
-
-
-def new_id(prefix: str, length: int = 24) -> str:
-    """A fresh id in OpenAI's form: `new_id("file-")`."""
-    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
 class Store:
