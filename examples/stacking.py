@@ -1,10 +1,11 @@
-"""Supervised fine-tuning, then reinforcement with a Python grader and preferences on top of it: does either gain?
+r"""Supervised fine-tuning, then reinforcement with a Python grader and preferences on top of it: does either gain?
 
 The data are the demo's: real questions with functions and checked answers. Everything is the stock client; the
 package is imported only to read and to score those questions.
 
     export OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none
-    python examples/stacking.py --wheel ~/.tunekeeper/downloads/bfcl_eval-….whl --tokenizer ~/.tunekeeper/bases/smollm2-135m
+    python examples/stacking.py --wheel ~/.tunekeeper/downloads/bfcl_eval-….whl \
+        --tokenizer ~/.tunekeeper/bases/smollm2-135m
 
 Three seeds take about an hour on two cores. The preferences are between the accepted answer and what the
 supervised model itself got wrong, on questions of the training file.
