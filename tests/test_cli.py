@@ -66,6 +66,7 @@ def test_python_dash_m_is_the_same_program():
         *(f"models {verb}" for verb in ("list", "pull", "add", "show", "delete")),
         *(f"files {verb}" for verb in ("upload", "list", "show", "content", "delete")),
         *(f"jobs {verb}" for verb in ("list", "show", "events", "watch", "cancel", "pause", "resume", "delete")),
+        *(f"completions {verb}" for verb in ("list", "show", "export", "pin", "unpin", "delete", "stats")),
         *(f"keys {verb}" for verb in ("create", "list", "delete")),
     ],
 )

@@ -18,7 +18,7 @@ from tunekeeper.api.azure import PREFIXES
 from tunekeeper.cli.app import app as cli
 from tunekeeper.datasets import validate
 from tunekeeper.jobs.results import COLUMNS
-from tunekeeper.settings import Lifecycle, ModelLife, Settings, Upstream
+from tunekeeper.settings import Lifecycle, ModelLife, Recording, Settings, Upstream
 from tunekeeper.trainer.config import BOUNDS, DEFAULTS, EarlyStopping
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def row_of(text: str, name: str) -> list[str]:
 @pytest.mark.parametrize("name", [f.name for f in fields(Settings)])
 def test_each_setting_is_in_the_reference_with_its_variable_and_default(reference, name):
     _, variable, default, _ = row_of(section(reference, "Settings"), name)
-    if name in ("aliases", "upstreams", "lifecycle"):
+    if name in ("aliases", "upstreams", "lifecycle", "recording"):
         assert default == "none"
         return
     assert variable == f"`TUNEKEEPER_{name.upper()}`"
@@ -60,7 +60,7 @@ def test_each_setting_is_in_the_reference_with_its_variable_and_default(referenc
     assert shown == "~/.tunekeeper" if name == "home" else type(value)(shown) == value
 
 
-@pytest.mark.parametrize("name", [f.name for kind in (Upstream, Lifecycle, ModelLife) for f in fields(kind)])
+@pytest.mark.parametrize("name", [f.name for kind in (Upstream, Lifecycle, ModelLife, Recording) for f in fields(kind)])
 def test_each_field_of_a_section_is_in_the_reference(reference, name):
     row_of(section(reference, "Settings"), name)
 

@@ -11,6 +11,8 @@ models = ["qwen3-8b"]          # empty: ask the upstream
 [lifecycle.models."smollm2-135m"]
 shutdown_date = 2027-06-30
 replacement = "qwen3-0.6b"
+[recording]
+models = ["qwen3-8b"]          # "*": every one
 """
 
 import datetime
@@ -22,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from tunekeeper.errors import InvalidConfig
+
+_SECTIONS = ("aliases", "upstreams", "lifecycle", "recording")
+"""The sections of the file beside [server]; they have no variables."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +72,23 @@ class Lifecycle:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Recording:
+    """Which answered chats are kept, and how much of them; [recording] in tunekeeper.toml."""
+
+    models: tuple[str, ...] = ()
+    """Ids or aliases of models whose chats are kept unless the client says `store: false`; "*" means every one.
+    Of the others those are kept whose client says `store: true`."""
+    max_bytes: int = 10 * 1024**3
+    """Above it the oldest make room; 0: no limit."""
+    retention_days: int = 0
+    """Older ones are removed; 0: none."""
+
+    def records(self, *names: str) -> bool:
+        """Whether chats with a model of these names are kept without being asked to."""
+        return "*" in self.models or any(name in self.models for name in names)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Everything that an operator can set. Each field: TUNEKEEPER_<NAME>, or [server] <name> in tunekeeper.toml."""
 
@@ -109,6 +131,7 @@ class Settings:
     aliases: Mapping[str, str] = field(default_factory=dict)
     upstreams: tuple[Upstream, ...] = ()
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    recording: Recording = field(default_factory=Recording)
 
     @property
     def is_loopback(self) -> bool:
@@ -137,7 +160,7 @@ def load_settings(home: Path | None = None, environ: Mapping[str, str] | None = 
         values = _from_toml(path)
     for f in fields(Settings):
         raw = environ.get(f"TUNEKEEPER_{f.name.upper()}")
-        if raw is not None and f.name not in {"home", "aliases", "upstreams", "lifecycle"}:
+        if raw is not None and f.name not in {"home", *_SECTIONS}:
             values[f.name] = _convert(f.name, raw, f"the variable TUNEKEEPER_{f.name.upper()}")
     values.update({name: value for name, value in overrides.items() if value is not None})
     return Settings(home=home, **values)
@@ -148,10 +171,10 @@ def _from_toml(path: Path) -> dict[str, Any]:
         data = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidConfig(f"{path} is not valid TOML: {error}. Correct the file.") from error
-    unknown = sorted(set(data) - {"server", "aliases", "upstreams", "lifecycle"})
+    unknown = sorted(set(data) - {"server", *_SECTIONS})
     if unknown:
         raise InvalidConfig(
-            f"{path} has an unknown section [{unknown[0]}]; known are server, aliases, upstreams, lifecycle.",
+            f"{path} has an unknown section [{unknown[0]}]; known are server, {', '.join(_SECTIONS)}.",
             param=unknown[0],
         )
     server: dict[str, Any] = data.get("server", {})
@@ -160,6 +183,8 @@ def _from_toml(path: Path) -> dict[str, Any]:
     values["upstreams"] = tuple(_upstream(entry, path) for entry in data.get("upstreams", []))
     if "lifecycle" in data:
         values["lifecycle"] = _lifecycle(data["lifecycle"], path)
+    if "recording" in data:
+        values["recording"] = _recording(data["recording"], path)
     return values
 
 
@@ -184,6 +209,13 @@ def _lifecycle(entry: Mapping[str, Any], path: Path) -> Lifecycle:
     if not isinstance(models, dict):
         raise InvalidConfig(f'{where}: models must be tables, each [lifecycle.models."NAME"].', param="models")
     return Lifecycle(**values, models={name: _model_life(life, name, path) for name, life in models.items()})
+
+
+def _recording(entry: Mapping[str, Any], path: Path) -> Recording:
+    kinds: Mapping[str, type | tuple[type, type]] = {"models": (list, str), "max_bytes": int, "retention_days": int}
+    if entry.get("models") == "*":
+        entry = {**entry, "models": ["*"]}
+    return Recording(**{name: _typed(name, value, kinds, f"[recording] in {path}") for name, value in entry.items()})
 
 
 def _model_life(entry: Any, name: str, path: Path) -> ModelLife:

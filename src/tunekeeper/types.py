@@ -258,3 +258,61 @@ class Grade:
     def is_valid(self) -> bool:
         """Whether the score says something about the sample: learn from no other."""
         return all(fault.by_sample for fault in self.faults)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredCompletion:
+    """A chat that was answered here and kept: what was asked, and the whole answer."""
+
+    id: str
+    created: int
+    model: str
+    """Who answered, as the answer says; `request["model"]` is the name that was asked for."""
+    request: Json
+    """As the client sent it, without store, metadata and how it was streamed."""
+    response: Json
+    """The answer's choices, usage and whatever else it said."""
+    source: str
+    """Name of the upstream that answered; "own": a model of this server."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    request_id: str | None = None
+    latency_s: float | None = None
+    """From the request's arrival to the end of the answer."""
+    bytes: int = 0
+    """What request, response and metadata take as JSON; the store fills it in."""
+    pinned: bool = False
+    """Kept when older ones make room."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionFilter:
+    """Which stored completions are meant: those that fit everything that is set."""
+
+    model: str | None = None
+    """The model that answered, or the name under which it was asked for."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Pairs that it must carry, all of them."""
+    created_after: int | None = None
+    """Unix seconds; from then on."""
+    created_before: int | None = None
+    """Unix seconds; up to then."""
+    source: str | None = None
+    tools: bool | None = None
+    """Whether the request offered tools."""
+    pinned: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionTotals:
+    """What is kept of completions, and what was not kept or went."""
+
+    completions: int = 0
+    bytes: int = 0
+    pinned: int = 0
+    pinned_bytes: int = 0
+    evicted: int = 0
+    """Made room for newer ones, since the home directory was made."""
+    expired: int = 0
+    """Were older than `retention_days`."""
+    refused: int = 0
+    """Found no room, because everything that would have made room is pinned."""

@@ -19,11 +19,12 @@ from pathlib import Path
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from tunekeeper.api import azure, chat, files, fine_tuning, graders, models, sweeps, uploads
+from tunekeeper.api import azure, chat, files, fine_tuning, graders, models, stored, sweeps, uploads
 from tunekeeper.api.auth import Auth
 from tunekeeper.api.checks import FileChecks
 from tunekeeper.api.errors import Envelope, install_error_handlers
 from tunekeeper.api.intake import Intake
+from tunekeeper.api.recording import Recorder
 from tunekeeper.api.services import Services
 from tunekeeper.errors import Unavailable
 from tunekeeper.inference.answers import Answers
@@ -37,7 +38,16 @@ from tunekeeper.storage.store import Store, SystemClock
 _log = logging.getLogger(__name__)
 
 _EXPIRY_PERIOD_S = 60.0
-_ROUTERS = (files.router, uploads.router, models.router, chat.router, fine_tuning.router, sweeps.router, graders.router)
+_ROUTERS = (
+    files.router,
+    uploads.router,
+    models.router,
+    chat.router,
+    stored.router,
+    fine_tuning.router,
+    sweeps.router,
+    graders.router,
+)
 
 
 def create_app(
@@ -59,6 +69,7 @@ def create_app(
         clock=clock,
         answers=Answers(settings, store),
         checks=FileChecks(store, blobs),
+        recorder=Recorder(settings.recording, store, clock),
     )
     app = FastAPI(
         title="Tunekeeper",
@@ -148,11 +159,12 @@ def _tidy(services: Services) -> None:
 
 
 def expire(services: Services) -> None:
-    """Remove the files and uploads whose time is over, and their bytes."""
+    """Remove the files, uploads and stored completions whose time is over, and their bytes."""
     for file in services.store.expire_files():
         services.drop_blob(file.sha256)
     for part in services.store.expire_uploads():
         services.drop_blob(part.sha256)
+    services.recorder.tidy()
 
 
 async def _expire_forever(services: Services) -> None:
@@ -160,5 +172,5 @@ async def _expire_forever(services: Services) -> None:
         try:
             await run_sync(expire, services)
         except Exception:
-            _log.exception("expired files could not be removed; trying again in %d s", _EXPIRY_PERIOD_S)
+            _log.exception("what has expired could not be removed; trying again in %d s", _EXPIRY_PERIOD_S)
         await asyncio.sleep(_EXPIRY_PERIOD_S)

@@ -1,7 +1,8 @@
 """/chat/completions: answers of our own models and of upstreams, whole or streamed.
 
 The request's shape is in `inference/request.py`, the answer's in `inference/completion.py`. A request for an
-upstream's model is passed on as it is. When the client leaves, the answer is no longer computed.
+upstream's model is passed on as it is, but for `store` and `metadata`: answers are kept here (`recording`). When
+the client leaves, the answer is no longer computed.
 """
 
 import asyncio
@@ -18,12 +19,13 @@ from starlette.responses import JSONResponse, StreamingResponse
 from tunekeeper.api.errors import error_body
 from tunekeeper.api.lifecycle import refuse
 from tunekeeper.api.pagination import known_query
+from tunekeeper.api.recording import Recording
 from tunekeeper.api.services import ServicesDep
-from tunekeeper.errors import TunekeeperError
+from tunekeeper.errors import InvalidRequest, TunekeeperError
 from tunekeeper.inference.answers import RemoteTarget
 from tunekeeper.inference.completion import Completion, chained
 from tunekeeper.inference.remote import DONE, Remote
-from tunekeeper.inference.request import ChatBody, chat_request
+from tunekeeper.inference.request import ChatBody, StreamOptions, chat_request
 from tunekeeper.types import Json
 
 router = APIRouter()
@@ -35,25 +37,48 @@ async def create(body: ChatBody, request: Request, services: ServicesDep) -> Res
     """Answer a chat."""
     target = await services.answers.resolve(body.model)
     await run_sync(refuse, services, body.model, None if isinstance(target, RemoteTarget) else target)
+    recording = services.recorder.begin(body, await request.json(), target, request_id=request.state.request_id)
     if isinstance(target, RemoteTarget):
-        return await _pass_on(target, body, request)
+        return await _pass_on(target, body, request, recording)
+    asked = chat_request(body)
+    if recording is not None and body.stream:
+        body = body.model_copy(update={"stream_options": StreamOptions(include_usage=True)})
     answer = Completion(body, target.id, int(services.clock.now()))
-    events = services.answers.chat(target, chat_request(body))
+    events = services.answers.chat(target, asked)
     if not body.stream:
-        return JSONResponse(await _unless_gone(request, answer.whole(events)))
+        whole = await _unless_gone(request, answer.whole(events))
+        return JSONResponse(whole if recording is None else await recording.whole(whole))
     # The first event is awaited here: what goes wrong before it is an error response, not a broken stream.
     first = await _unless_gone(request, anext(events))
-    return _sse(answer.chunks(first, events))
+    chunks = answer.chunks(first, events)
+    return _sse(chunks if recording is None else recording.stream(chunks))
 
 
-async def _pass_on(target: RemoteTarget, body: ChatBody, request: Request) -> Response:
+async def _pass_on(target: RemoteTarget, body: ChatBody, request: Request, recording: Recording | None) -> Response:
     """The upstream's answer to the request as the client wrote it."""
     sent: Json = {**await request.json(), "model": target.model}
+    for ours in ("store", "metadata"):
+        sent.pop(ours, None)
     if not body.stream:
-        return JSONResponse(await _unless_gone(request, target.remote.chat(sent)))
-    events = target.remote.chat_stream(sent)
-    first = await _unless_gone(request, _first(events, target.remote))
-    return _sse(chained(first, events))
+        whole = await _unless_gone(request, target.remote.chat(sent))
+        return JSONResponse(whole if recording is None else await recording.whole(whole))
+    if recording is None:
+        return _sse(await _begun(target.remote, sent, request))
+    try:
+        chunks = await _begun(target.remote, recording.with_usage(sent), request)
+    except InvalidRequest:
+        if not recording.hides_usage:
+            raise
+        # Some servers know no stream_options: then the usage stays unknown.
+        chunks = await _begun(target.remote, sent, request)
+    return _sse(recording.stream(chunks))
+
+
+async def _begun(remote: Remote, sent: Json, request: Request) -> AsyncGenerator[str]:
+    """The chunks of an upstream's answer that has begun."""
+    events = remote.chat_stream(sent)
+    first = await _unless_gone(request, _first(events, remote))
+    return chained(first, events)
 
 
 async def _first(events: AsyncGenerator[str], remote: Remote) -> str:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunekeeper.api.azure import AzureStyle
-from tunekeeper.api.pagination import After, known_query, limit, list_body
+from tunekeeper.api.pagination import After, known_query, limit, list_body, metadata_pairs
 from tunekeeper.api.services import Services, ServicesDep
 from tunekeeper.errors import InvalidRequest, Unsupported
 from tunekeeper.jobs import queue
@@ -276,5 +276,4 @@ def _metadata_filter(query: Mapping[str, str]) -> "dict[str, str] | Literal['nul
         if query["metadata"] != "null":
             raise InvalidRequest("metadata must be null, or come as metadata[key]=value.", param="metadata")
         return "null"
-    pairs = {name[9:-1]: value for name, value in query.items() if name.startswith("metadata[") and name[-1] == "]"}
-    return pairs or None
+    return metadata_pairs(query) or None

@@ -7,7 +7,7 @@ The official client asks for another page while `has_more` is not false, so a li
         return list_body([wire(t) for t in page.data], has_more=page.has_more)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
@@ -33,6 +33,11 @@ def list_body(data: Sequence[Json], *, has_more: bool = False) -> Json:
         "first_id": data[0]["id"] if data else None,
         "last_id": data[-1]["id"] if data else None,
     }
+
+
+def metadata_pairs(query: Mapping[str, str]) -> dict[str, str]:
+    """The pairs of metadata[key]=value that a list is filtered by."""
+    return {name[9:-1]: value for name, value in query.items() if name.startswith("metadata[") and name[-1] == "]"}
 
 
 def known_query(*names: str) -> Any:

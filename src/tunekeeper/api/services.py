@@ -12,6 +12,7 @@ from tunekeeper.storage.store import Store
 
 if TYPE_CHECKING:
     from tunekeeper.api.checks import FileChecks
+    from tunekeeper.api.recording import Recorder
     from tunekeeper.inference.answers import Answers
 
 
@@ -25,6 +26,7 @@ class Services:
     clock: Clock
     answers: "Answers"
     checks: "FileChecks"
+    recorder: "Recorder"
 
     def drop_blob(self, sha256: str) -> None:
         """Remove the bytes from the disk unless another file still holds them."""

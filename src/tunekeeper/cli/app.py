@@ -14,6 +14,7 @@ import typer
 
 from tunekeeper.cli import (
     chat,
+    completions,
     files,
     grade,
     jobs,
@@ -49,6 +50,7 @@ app.command("grade")(grade.grade)
 app.command("chat")(chat.chat)
 app.add_typer(models.app, name="models")
 app.add_typer(files.app, name="files")
+app.add_typer(completions.app, name="completions")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(retirements.app, name="retirements")

@@ -15,7 +15,10 @@ from tunekeeper.inference.params import Sampling
 from tunekeeper.types import Json, Message
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-Metadata = Annotated[dict[str, str], Field(max_length=16)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
 
 
 class _Shape(BaseModel):
@@ -216,7 +219,7 @@ class ChatBody(_Shape):
         return self.functions is not None
 
 
-_UNSUPPORTED = ("store", "metadata", "audio", "web_search_options")
+_UNSUPPORTED = ("audio", "web_search_options")
 _ONLY = {"modalities": ["text"], "reasoning_effort": "none", "verbosity": "medium"}
 
 

@@ -47,7 +47,7 @@ class BlobWriter:
     ) -> None:
         self.abort()
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes; raises DiskFull."""
         view = memoryview(data)
         self._hash.update(view)

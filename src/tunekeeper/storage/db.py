@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    Boolean,
     Column,
     Connection,
     Dialect,
@@ -183,6 +184,35 @@ claims = Table(
     Column("line", Integer),
     Column("said_at", Integer, nullable=False),
 )
+completions = _table(
+    "completions",
+    Column("id", Text, nullable=False),
+    Column("created", Integer, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("request_id", Text),
+    Column("latency_s", Float),
+    Column("bytes", Integer, nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("metadata", JsonText, nullable=False),
+    Column("request", JsonText, nullable=False),
+    Column("response", JsonText, nullable=False),
+)
+# What completions are found by: "model" (who answered, who was asked for) and "metadata.KEY".
+completion_tags = Table(
+    "completion_tags",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, primary_key=True),
+    Column("completion", Integer, primary_key=True),
+)
+# Running sums, so that neither a new completion nor a look at the totals reads all the others.
+completion_counts = Table(
+    "completion_counts",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Integer, nullable=False),
+)
 # Where a deleted row stood in its list, so that a client who deletes while it pages can go on after it.
 tombstones = Table(
     "tombstones",
@@ -254,6 +284,21 @@ MIGRATIONS: tuple[str, ...] = (
         field TEXT NOT NULL, text TEXT NOT NULL, date TEXT, qualifier TEXT, origin TEXT NOT NULL,
         source TEXT NOT NULL, line INTEGER, said_at INTEGER NOT NULL
     );
+    """,
+    """
+    CREATE TABLE completions (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, created INTEGER NOT NULL, model TEXT NOT NULL,
+        source TEXT NOT NULL, request_id TEXT, latency_s REAL, bytes INTEGER NOT NULL, pinned BOOLEAN NOT NULL,
+        metadata TEXT NOT NULL, request TEXT NOT NULL, response TEXT NOT NULL
+    );
+    CREATE INDEX completions_evictable ON completions (created) WHERE pinned = 0;
+    CREATE TABLE completion_tags (
+        name TEXT NOT NULL, value TEXT NOT NULL,
+        completion INTEGER NOT NULL REFERENCES completions (seq) ON DELETE CASCADE,
+        PRIMARY KEY (name, value, completion)
+    ) WITHOUT ROWID;
+    CREATE INDEX completion_tags_completion ON completion_tags (completion);
+    CREATE TABLE completion_counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
     """,
 )
 

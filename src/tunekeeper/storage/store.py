@@ -38,11 +38,13 @@ from sqlalchemy.dialects.sqlite import insert as insert_or
 from tunekeeper.errors import InvalidRequest, InvalidState, ModelNotFound, NotFound, Unavailable
 from tunekeeper.lifecycle.catalog import Catalog, Claim, unsaid
 from tunekeeper.ports import Clock
-from tunekeeper.storage import db
+from tunekeeper.storage import completions, db
 from tunekeeper.types import (
     TERMINAL,
     ApiKey,
     Checkpoint,
+    CompletionFilter,
+    CompletionTotals,
     Event,
     EventLevel,
     File,
@@ -51,6 +53,7 @@ from tunekeeper.types import (
     Json,
     Model,
     Permission,
+    StoredCompletion,
     Upload,
     UploadPart,
     new_id,
@@ -58,6 +61,11 @@ from tunekeeper.types import (
 
 T = TypeVar("T")
 Order = Literal["asc", "desc"]
+_READ_BATCH, _REMOVE_BATCH = 100, 1000
+"""Rows that one transaction reads, or removes, where there may be very many."""
+MAX_PAIRS = 16
+"""Pairs in the metadata of a stored completion."""
+_EVERY = CompletionFilter()
 _CLAIMABLE: tuple[JobStatus, ...] = ("validating_files", "queued", "running")
 
 
@@ -508,6 +516,122 @@ class Store:
                 raise NotFound(f"No such checkpoint permission: {permission_id} of {checkpoint}", param="id")
             _delete(tx, db.permissions, permission_id)
         return permission
+
+    # Stored completions
+
+    def add_completion(self, completion: StoredCompletion, *, max_bytes: int = 0) -> int:
+        """Keep the completion; how many of the oldest made room for it, so that all fit into `max_bytes`.
+
+        0: no limit. Where another completion has the id (not all upstreams give each answer its own), the new one is
+        kept under a fresh id. Raises Unavailable where there is no room, and what is pinned makes none.
+        """
+        size = completions.size_of(completion)
+        with self._write() as tx:
+            totals = completions.totals(tx)
+            fits = not max_bytes or totals.pinned_bytes + size <= max_bytes
+            n_evicted = 0
+            if fits:
+                if max_bytes and totals.bytes + size > max_bytes:
+                    n_evicted = completions.evict(tx, n_bytes=totals.bytes + size - max_bytes)
+                if tx.scalar(select(db.completions.c.seq).where(db.completions.c.id == completion.id)) is not None:
+                    completion = replace(completion, id=new_id("chatcmpl-"))
+                completions.add(tx, completion)
+            else:
+                completions.refuse(tx)
+        if not fits:
+            raise Unavailable(
+                f"There is no room for a completion of {size:,} bytes: of the {max_bytes:,} that may be kept, "
+                f"{totals.pinned_bytes:,} are pinned. Unpin or delete some, or raise max_bytes.",
+                code="recording_full",
+            )
+        return n_evicted
+
+    def get_completion(self, completion_id: str) -> StoredCompletion:
+        """The completion; raises NotFound."""
+        with self._read() as tx:
+            return _get(tx, db.completions, StoredCompletion, completion_id, "stored chat completion")
+
+    def list_completions(
+        self,
+        filter_: CompletionFilter = _EVERY,
+        after: str | None = None,
+        limit: int = 20,
+        order: Order = "asc",
+    ) -> Page[StoredCompletion]:
+        """The completions that fit, oldest first unless `order` is desc."""
+        with self._read() as tx:
+            position = None if after is None else _position(tx, db.completions, after)
+            found = completions.find(tx, filter_, position=position, limit=limit + 1, descending=order == "desc")
+        return Page([completion for _, completion in found[:limit]], len(found) > limit)
+
+    def iter_completions(self, filter_: CompletionFilter = _EVERY) -> Iterator[StoredCompletion]:
+        """Every completion that fits, oldest first, in constant memory; those that come meanwhile are not read.
+
+        Each batch is a transaction of its own: a slow reader holds nobody up.
+        """
+        with self._read() as tx:
+            end = completions.newest(tx)
+        position = 0
+        while True:
+            with self._read() as tx:
+                found = completions.find(tx, filter_, position=position, up_to=end, limit=_READ_BATCH)
+            yield from (completion for _, completion in found)
+            if len(found) < _READ_BATCH:
+                return
+            position = found[-1][0]
+
+    def update_completion(
+        self,
+        completion_id: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        pinned: bool | None = None,
+    ) -> StoredCompletion:
+        """Add to the metadata ({}: empty it), pin (it then makes no room) or unpin; raises NotFound."""
+        with self._write() as tx:
+            old = _get(tx, db.completions, StoredCompletion, completion_id, "stored chat completion")
+            labels = {**old.metadata, **metadata} if metadata else old.metadata if metadata is None else {}
+            if len(labels) > MAX_PAIRS:
+                raise InvalidRequest(
+                    f"metadata would have {len(labels)} pairs; at most {MAX_PAIRS} are kept. Empty it first.",
+                    param="metadata",
+                )
+            return completions.relabel(tx, old, metadata=labels, pinned=old.pinned if pinned is None else pinned)
+
+    def delete_completion(self, completion_id: str) -> StoredCompletion:
+        """Forget the completion, return what it was; raises NotFound."""
+        with self._write() as tx:
+            completion = _get(tx, db.completions, StoredCompletion, completion_id, "stored chat completion")
+            _delete(tx, db.completions, completion_id)
+            completions.forget(tx, completion)
+        return completion
+
+    def completion_totals(self) -> CompletionTotals:
+        """How many completions are kept, and what became of others."""
+        with self._read() as tx:
+            return completions.totals(tx)
+
+    def evict_completions(self, max_bytes: int) -> int:
+        """Remove the oldest that are not pinned until the rest fits into `max_bytes`; how many went. 0: no limit."""
+        n_gone = 0
+        while max_bytes:
+            with self._write() as tx:
+                surplus = completions.totals(tx).bytes - max_bytes
+                n = completions.evict(tx, n_bytes=surplus, limit=_REMOVE_BATCH) if surplus > 0 else 0
+            n_gone += n
+            if n == 0:
+                break
+        return n_gone
+
+    def expire_completions(self, created_before: int) -> int:
+        """Remove those that are older (Unix seconds) and not pinned; how many went."""
+        n_gone = 0
+        while True:
+            with self._write() as tx:
+                n = completions.expire(tx, created_before=created_before, limit=_REMOVE_BATCH)
+            n_gone += n
+            if n < _REMOVE_BATCH:
+                return n_gone
 
     # API keys
 
