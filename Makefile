@@ -45,7 +45,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[train,demo,insight,graders,dev]"
+	$(PIP) --editable ".[train,demo,insight,graders,eval,dev]"
 	-@command -v bwrap >/dev/null || ! command -v apt-get >/dev/null || \
 		$$(test "$$(id -u)" = 0 || echo sudo -n) apt-get install --yes --quiet bubblewrap
 	touch $@

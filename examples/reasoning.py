@@ -23,7 +23,7 @@ from typing import Any
 import reasoning_gym
 from openai import OpenAI
 
-from tunekeeper.demo.measure import wilson
+from tunekeeper.evals.statistics import wilson
 
 DATASET: dict[str, Any] = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 N_HELD_OUT, N_VALIDATION = 60, 20

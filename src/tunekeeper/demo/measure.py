@@ -1,7 +1,6 @@
 """How often a model answers the demo's tasks, through the official client; and what that says."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekeeper.demo.tasks import Task
+from tunekeeper.evals.statistics import wilson
 
 if TYPE_CHECKING:
     import openai
@@ -63,15 +63,6 @@ class Score:
     def seconds_per_request(self) -> float:
         """Wall time a request."""
         return self.seconds / len(self.answers)
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % confidence interval of a share; it stays within 0 and 1, and is not empty at either end."""
-    z = 1.959964
-    share, width = right / n, z * z / n
-    middle = (share + width / 2) / (1 + width)
-    half = z * math.sqrt(share * (1 - share) / n + width / (4 * n)) / (1 + width)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def measure(
