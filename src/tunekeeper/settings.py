@@ -113,6 +113,8 @@ class Settings:
     """Sequences that the embedded engine decodes together."""
     max_waiting_requests: int = 256
     """Requests that may wait for the engine; above it, 429."""
+    eval_concurrency: int = 0
+    """Items of an eval run that are sampled together; 0: as many as the engine decodes together."""
     max_loaded_bases: int = 2
     cache_tokens: int = 65536
     """Tokens in the engine's key-value cache."""

@@ -22,6 +22,8 @@ UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
 ModelKind = Literal["base", "adapter", "full"]
 EventLevel = Literal["info", "warn", "error"]
 JobRequest = Literal["cancel", "pause"]
+EvalRunStatus = Literal["queued", "in_progress", "completed", "canceled", "failed"]
+EvalItemStatus = Literal["pass", "fail", "error"]
 
 _ALPHABET = string.ascii_letters + string.digits
 
@@ -164,6 +166,68 @@ class Permission:
     checkpoint: str
     created_at: int
     project_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Eval:
+    """What is asked of a model: the form of the items, and the graders that must all pass."""
+
+    id: str
+    created_at: int
+    name: str
+    data_source_config: Json
+    """`{type, schema, metadata?}`: the schema of a line, an object with `item` and perhaps `sample`."""
+    testing_criteria: list[Json]
+    """Graders, checked."""
+    metadata: dict[str, str] | None = None
+    revision: int = 0
+    """Rises with each change of any eval; lists by time of change follow it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalRun:
+    """One model, or given answers, over frozen items."""
+
+    id: str
+    eval_id: str
+    created_at: int
+    name: str
+    data_source: Json
+    """As asked, without the content of a file_content source: that is the data."""
+    sha256: str
+    """The data, a blob: a line an item, {"item", "sample"?}."""
+    total: int
+    """Lines of the data."""
+    model: str = ""
+    """Empty: answers are graded that came with the items."""
+    metadata: dict[str, str] | None = None
+    status: EvalRunStatus = "queued"
+    error: Json | None = None
+    """`{code, message}` of a failed run."""
+    finished_at: int | None = None
+    tally: Json = field(default_factory=dict)
+    """What the stored items add up to: passed, failed, errored, criteria, usage by model, seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalItem:
+    """What came of one item in one run."""
+
+    id: str
+    run_id: str
+    eval_id: str
+    created_at: int
+    datasource_item_id: int
+    """The line of the data, from 0."""
+    status: EvalItemStatus
+    datasource_item: Json
+    results: list[Json]
+    """`{name, type, score, passed, …}` of each criterion in order; empty where there was nothing to grade."""
+    sample: Json
+    usage: Json = field(default_factory=dict)
+    """Tokens by model, the judges' among them."""
+    latency_s: float | None = None
+    """From the request to the whole answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

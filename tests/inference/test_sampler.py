@@ -1,13 +1,15 @@
 """Our models and an upstream's as graders ask them: from threads, over a loop elsewhere."""
 
 import json
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
 from scripted_server import scripted
 from tunekeeper.errors import InvalidRequest, ModelNotFound, Unsupported, UpstreamFailed
 from tunekeeper.inference.answers import Answers
-from tunekeeper.inference.sampler import in_background
+from tunekeeper.inference.sampler import AnswersSampler, in_background
 from tunekeeper.settings import Settings, Upstream
 from tunekeeper.types import Model
 
@@ -100,3 +102,20 @@ def test_embeddings_come_in_the_order_of_their_texts(sampler):
     assert sampler.embed(["a", "b"]) == [[1.0, 0.0], [0.0, 1.0]]
     with pytest.raises(UpstreamFailed, match="2 embeddings of 3"):
         sampler.embed(["a", "b", "c"])
+
+
+def test_a_stopped_sampler_ends_what_is_being_answered_and_answers_no_more(sampler):
+    other = AnswersSampler(sampler._answers, sampler._loop)
+    other.load("tiny")
+    other.load("big")  # an upstream's: there is nothing to load
+    body = {"model": "tiny", "messages": HELLO, "max_completion_tokens": 400, "logit_bias": {"0": -100, "2": -100}}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(other.complete, body)
+        while not other._asked:
+            time.sleep(0.001)
+        other.stop()
+        with pytest.raises(CancelledError):
+            answer.result(10)
+    with pytest.raises(CancelledError):
+        other.complete(body)
+    assert sampler.complete({**body, "max_completion_tokens": 1})["choices"]

@@ -19,7 +19,7 @@ from pathlib import Path
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from tunekeeper.api import azure, chat, files, fine_tuning, graders, models, stored, sweeps, uploads
+from tunekeeper.api import azure, chat, evals, files, fine_tuning, graders, models, stored, sweeps, uploads
 from tunekeeper.api.auth import Auth
 from tunekeeper.api.checks import FileChecks
 from tunekeeper.api.errors import Envelope, install_error_handlers
@@ -28,6 +28,7 @@ from tunekeeper.api.recording import Recorder
 from tunekeeper.api.services import Services
 from tunekeeper.errors import Unavailable
 from tunekeeper.inference.answers import Answers
+from tunekeeper.jobs.evals import EvalRunner
 from tunekeeper.jobs.worker import Supervisor
 from tunekeeper.ports import Clock
 from tunekeeper.settings import Settings
@@ -43,10 +44,11 @@ _ROUTERS = (
     uploads.router,
     models.router,
     chat.router,
-    stored.router,
     fine_tuning.router,
     sweeps.router,
     graders.router,
+    evals.router,
+    stored.router,
 )
 
 
@@ -69,6 +71,7 @@ def create_app(
         clock=clock,
         answers=Answers(settings, store),
         checks=FileChecks(store, blobs),
+        evals=EvalRunner(store, blobs, settings),
         recorder=Recorder(settings.recording, store, clock),
     )
     app = FastAPI(
@@ -138,11 +141,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             if app.state.supervisor is not None:
                 app.state.supervisor.start()
+                services.evals.start(evals.sampler_maker(services))
             yield
         finally:
             expiry.cancel()
             if app.state.supervisor is not None:
                 await run_sync(app.state.supervisor.stop)
+            await run_sync(services.evals.stop)
             await run_sync(services.checks.stop)
             await run_sync(services.answers.close)
             services.store.close()

@@ -227,6 +227,7 @@ def _wire(job: Job, services: Services, times: Mapping[str, int]) -> Json:
         "estimate": job.estimate,
         "trainingType": job.extra.get("training_type"),
         "sweep": job.extra.get("sweep"),
+        "eval_id": job.extra.get("eval_id"),
     }
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tunekeeper.api.checks import FileChecks
     from tunekeeper.api.recording import Recorder
     from tunekeeper.inference.answers import Answers
+    from tunekeeper.jobs.evals import EvalRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Services:
     clock: Clock
     answers: "Answers"
     checks: "FileChecks"
+    evals: "EvalRunner"
     recorder: "Recorder"
 
     def drop_blob(self, sha256: str) -> None:

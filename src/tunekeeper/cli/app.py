@@ -15,6 +15,7 @@ import typer
 from tunekeeper.cli import (
     chat,
     completions,
+    eval,
     files,
     grade,
     jobs,
@@ -52,6 +53,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(files.app, name="files")
 app.add_typer(completions.app, name="completions")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(eval.app, name="eval")
 app.add_typer(keys.app, name="keys")
 app.add_typer(retirements.app, name="retirements")
 app.command("demo")(serve.demo)

@@ -72,7 +72,7 @@ class Judge:
 
     def grade(self, sample: Json, item: Json, read: Callable[[Any], tuple[float, Json]]) -> Grade:
         """Ask, and let `read` turn the result into a score and details; raises Ungradable."""
-        messages = [_message(message, sample, item) for message in self._spec.input]
+        messages = [chat_message(message, sample, item) for message in self._spec.input]
         answer = self._answer({**self._fixed, "messages": _told(messages, self._ask)})
         model = str(answer.get("model") or self._spec.model)
         tokens = (answer.get("usage") or {}).get("total_tokens")
@@ -162,8 +162,8 @@ def _sampling(spec: ScoreModel | LabelModel) -> Json:
     return params
 
 
-def _message(message: InputMessage, sample: Json, item: Json) -> Message:
-    """A message of the grader as one of a chat."""
+def chat_message(message: InputMessage, sample: Json, item: Json) -> Message:
+    """A message as one of a chat, its templates filled in; raises Ungradable."""
 
     def render(text: str) -> str:
         return template(text).render(sample, item)

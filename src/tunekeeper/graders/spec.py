@@ -268,6 +268,7 @@ class Multi(_Named):
     type: Literal["multi"]
     graders: Annotated[dict[str, SingleSpec], BeforeValidator(_parts)]
     calculate_output: str
+    pass_threshold: Finite | None = None
 
     @field_validator("calculate_output")
     @classmethod
@@ -325,11 +326,16 @@ def templates_of(spec: SingleSpec) -> Iterator[Template]:
         yield template(spec.input)
         yield template(spec.reference)
     elif isinstance(spec, ScoreModel | LabelModel):
-        for message in spec.input:
-            for part in message.content if isinstance(message.content, list) else [message.content]:
-                text = part if isinstance(part, str) else part.get("text") or part.get("image_url")
-                if text:
-                    yield template(text)
+        yield from message_templates(spec.input)
+
+
+def message_templates(messages: Sequence[InputMessage]) -> Iterator[Template]:
+    """The templates of messages."""
+    for message in messages:
+        for part in message.content if isinstance(message.content, list) else [message.content]:
+            text = part if isinstance(part, str) else part.get("text") or part.get("image_url")
+            if text:
+                yield template(text)
 
 
 def item_faults(spec: Spec, line: int, item: Json) -> list[Fault]:

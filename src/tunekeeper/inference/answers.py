@@ -127,6 +127,11 @@ class Answers:
                 f"The model {name!r}{says} does not exist. GET /models lists those that do.", param="model"
             ) from error
 
+    async def load(self, model: Model) -> None:
+        """Have the model's weights in memory before it is asked."""
+        base, _ = await asyncio.to_thread(self._acquire, model)
+        self._release(base)
+
     async def upstream_models(self) -> list[Json]:
         """The models of all upstreams; one that does not answer is passed over."""
         lists = await asyncio.gather(*(remote.models() for remote in self._remotes), return_exceptions=True)

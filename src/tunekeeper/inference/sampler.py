@@ -8,6 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -29,10 +30,22 @@ class AnswersSampler:
 
     def __init__(self, answers: Answers, loop: asyncio.AbstractEventLoop, *, embedding_model: str = "") -> None:
         self._answers, self._loop, self._embedding_model = answers, loop, embedding_model
+        self._asked: set[Future[Any]] = set()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End what is being answered, and answer nothing more: those who wait get CancelledError."""
+        self._stopped = True
+        for future in list(self._asked):
+            future.cancel()
 
     def check_model(self, model: str) -> None:
         """Raises ModelNotFound for a model that cannot answer."""
         self._wait(self._answers.resolve(model))
+
+    def load(self, model: str) -> None:
+        """Have a model of our own in memory, so that its first answer takes no longer; raises TunekeeperErrors."""
+        self._wait(self._load(model))
 
     def complete(self, body: Json) -> Json:
         """Answer a chat request, whole; raises TunekeeperErrors."""
@@ -44,11 +57,21 @@ class AnswersSampler:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._asked.add(future)
+        if self._stopped:
+            future.cancel()
         try:
             return future.result(TIMEOUT_S)
         except TimeoutError:
             future.cancel()
             raise
+        finally:
+            self._asked.discard(future)
+
+    async def _load(self, model: str) -> None:
+        target = await self._answers.resolve(model)
+        if not isinstance(target, RemoteTarget):
+            await self._answers.load(target)
 
     async def _complete(self, body: Json) -> Json:
         target = await self._answers.resolve(body["model"])

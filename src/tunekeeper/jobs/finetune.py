@@ -209,6 +209,7 @@ class Course:
         store = self.desk.store
         if (prepared := self.trainer.prepare()) is not None:
             store.add_event(self.job.id, "info", prepared, key="prepared")
+            self._keep_evaluation(0, 0.0)
             self.trainer.save_state(self.progress.place(self.trainer.step))
         for step in self.trainer.steps():
             self._record(step)
@@ -270,6 +271,7 @@ class Course:
             store.add_event(
                 self.job.id, "info", text, data={"step": step.step, **step.samples}, key=f"samples-{step.step}"
             )
+            self._keep_evaluation(step.step, step.details["timing"]["step"]["eval"])
         now = store.update_job(
             self.job.id,
             # A resumed run repeats steps; what people see never goes back.
@@ -290,6 +292,15 @@ class Course:
         if step.stop_reason is not None:
             text = f"Training ends after step {step.step}/{step.total_steps}: {step.stop_reason}"
             store.add_event(self.job.id, "warn", text, key="stopped")
+
+    def _keep_evaluation(self, step: int, seconds: float) -> None:
+        """Keep what a reinforcement job's evaluation came to as a run of its eval."""
+        from tunekeeper.jobs.rft_evals import add_run
+        from tunekeeper.jobs.rollouts import EnginePlayer
+        from tunekeeper.trainer.reinforce import Reinforcer
+
+        if isinstance(self.trainer, Reinforcer) and isinstance(self.trainer.player, EnginePlayer):
+            add_run(self.job, self.desk, step, self.trainer.player.evaluated, seconds)
 
     def _pace_after(self, step: Step) -> float:
         """The present pace: recent steps count more."""

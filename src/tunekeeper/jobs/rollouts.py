@@ -41,6 +41,16 @@ PROMPT_CHUNK = 512
 _THOUGHT_ENDS = "</think>"
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A problem of the validation file, and an answer to it."""
+
+    problem: ProblemExample
+    n_prompt: int
+    """Tokens."""
+    rollout: Rollout
+
+
 class EnginePlayer:
     """Plays the problems of a training and of a validation file; a `Player` for the trainer."""
 
@@ -62,6 +72,8 @@ class EnginePlayer:
         self._response_format = response_format or {}
         self._style = call_style(tokenizer)
         self._pool = ThreadPoolExecutor(GRADING_THREADS, thread_name_prefix="grader")
+        self.evaluated: list[Evaluated] = []
+        """What came of the last evaluation: the first answer to each problem of the validation file."""
 
     def play(self, asks: Sequence[Ask], adapter: LoraAdapter | None, *, valid: bool) -> list[Rollout]:
         """The answers in the order of `asks`, each with its grade; raises what the engine raises."""
@@ -74,7 +86,14 @@ class EnginePlayer:
             adapter=adapter,
             deliver=[inbox.take for inbox in inboxes],
         )
-        return [inbox.wait() for inbox in inboxes]
+        rollouts = [inbox.wait() for inbox in inboxes]
+        if valid:
+            self.evaluated = [
+                Evaluated(data.problems[ask.problem], len(data.trees[ask.problem].trunk), rollout)
+                for ask, rollout in zip(asks, rollouts, strict=True)
+                if ask.index == 0
+            ]
+        return rollouts
 
     def prompt_of(self, problem: int, *, valid: bool) -> tuple[int, str]:
         """The problem's line and its last message."""

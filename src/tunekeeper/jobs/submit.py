@@ -61,6 +61,10 @@ class Submission:
 def submit(submission: Submission, store: Store, settings: Settings) -> Job:
     """Check the request and queue the job; raises what `draft` raises."""
     job = store.add_job(draft(submission, store, settings))
+    if "eval_id" in job.extra:
+        from tunekeeper.jobs.rft_evals import add_eval
+
+        add_eval(job, store)
     store.add_event(job.id, "info", f"Created fine-tuning job: {job.id}", key="created")
     store.add_event(job.id, "info", f"Validating training file: {job.training_file}", key="validating")
     if job.validation_file:
@@ -81,7 +85,7 @@ def draft(submission: Submission, store: Store, settings: Settings) -> Job:
         if file_id is not None:
             _check_file(store, file_id, param)
     _check_suffix(submission.suffix)
-    _check_metadata(submission.metadata)
+    check_metadata(submission.metadata)
     _check_integrations(submission.integrations)
     method = _checked(submission)
     validated = submission.validation_file is not None
@@ -103,6 +107,7 @@ def draft(submission: Submission, store: Store, settings: Settings) -> Job:
             # Settled now: however often the job is run again, its model has this name.
             "tuned_model": tuned_model_id(root_of(model, store).id, settings.organization, submission.suffix),
             **_training_type(submission),
+            **({"eval_id": new_id("eval_", 32)} if method["type"] == "reinforcement" else {}),
             **sweep,
         },
     )
@@ -200,7 +205,8 @@ def _check_suffix(suffix: str | None) -> None:
         raise InvalidRequest(f"suffix is {suffix!r}; it must be 1 to 64 letters, digits, '-' or '_'.", param="suffix")
 
 
-def _check_metadata(metadata: Mapping[str, str] | None) -> None:
+def check_metadata(metadata: Mapping[str, str] | None) -> None:
+    """Raises InvalidRequest for more pairs, or longer ones, than are kept."""
     if metadata is None:
         return
     if len(metadata) > 16:

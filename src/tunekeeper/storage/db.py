@@ -184,6 +184,46 @@ claims = Table(
     Column("line", Integer),
     Column("said_at", Integer, nullable=False),
 )
+evals = _table(
+    "evals",
+    Column("id", Text, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("data_source_config", JsonText, nullable=False),
+    Column("testing_criteria", JsonText, nullable=False),
+    Column("metadata", JsonText),
+    Column("revision", Integer, nullable=False),
+)
+eval_runs = _table(
+    "eval_runs",
+    Column("id", Text, nullable=False),
+    Column("eval_id", Text, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("data_source", JsonText, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("metadata", JsonText),
+    Column("status", Text, nullable=False),
+    Column("error", JsonText),
+    Column("finished_at", Integer),
+    Column("tally", JsonText, nullable=False),
+)
+eval_items = _table(
+    "eval_items",
+    Column("id", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("eval_id", Text, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("datasource_item_id", Integer, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("datasource_item", JsonText, nullable=False),
+    Column("results", JsonText, nullable=False),
+    Column("sample", JsonText, nullable=False),
+    Column("usage", JsonText, nullable=False),
+    Column("latency_s", Float),
+)
 completions = _table(
     "completions",
     Column("id", Text, nullable=False),
@@ -299,6 +339,31 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX completion_tags_completion ON completion_tags (completion);
     CREATE TABLE completion_counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+    """,
+    """
+    CREATE TABLE evals (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, created_at INTEGER NOT NULL,
+        name TEXT NOT NULL, data_source_config TEXT NOT NULL, testing_criteria TEXT NOT NULL, metadata TEXT,
+        revision INTEGER NOT NULL
+    );
+    CREATE TABLE eval_runs (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
+        eval_id TEXT NOT NULL REFERENCES evals (id) ON DELETE CASCADE, created_at INTEGER NOT NULL,
+        name TEXT NOT NULL, data_source TEXT NOT NULL, sha256 TEXT NOT NULL, total INTEGER NOT NULL,
+        model TEXT NOT NULL, metadata TEXT, status TEXT NOT NULL, error TEXT, finished_at INTEGER,
+        tally TEXT NOT NULL
+    );
+    CREATE INDEX eval_runs_eval_id ON eval_runs (eval_id, seq);
+    CREATE INDEX eval_runs_status ON eval_runs (status);
+    CREATE INDEX eval_runs_sha256 ON eval_runs (sha256);
+    CREATE TABLE eval_items (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
+        run_id TEXT NOT NULL REFERENCES eval_runs (id) ON DELETE CASCADE, eval_id TEXT NOT NULL,
+        created_at INTEGER NOT NULL, datasource_item_id INTEGER NOT NULL, status TEXT NOT NULL,
+        datasource_item TEXT NOT NULL, results TEXT NOT NULL, sample TEXT NOT NULL, usage TEXT NOT NULL,
+        latency_s REAL, UNIQUE (run_id, datasource_item_id)
+    );
+    CREATE INDEX eval_items_run_id ON eval_items (run_id, seq);
     """,
 )
 

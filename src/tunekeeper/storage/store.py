@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
     Engine,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    union,
     update,
 )
 from sqlalchemy.dialects.sqlite import insert as insert_or
@@ -45,6 +47,11 @@ from tunekeeper.types import (
     Checkpoint,
     CompletionFilter,
     CompletionTotals,
+    Eval,
+    EvalItem,
+    EvalItemStatus,
+    EvalRun,
+    EvalRunStatus,
     Event,
     EventLevel,
     File,
@@ -67,6 +74,8 @@ MAX_PAIRS = 16
 """Pairs in the metadata of a stored completion."""
 _EVERY = CompletionFilter()
 _CLAIMABLE: tuple[JobStatus, ...] = ("validating_files", "queued", "running")
+_HOLDERS = (db.files, db.upload_parts, db.eval_runs)
+"""The tables whose rows hold blobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,15 +182,15 @@ class Store:
         return gone
 
     def blob_in_use(self, sha256: str) -> bool:
-        """Whether a file or a part of a pending upload holds these bytes."""
+        """Whether a file, a part of a pending upload or an eval run holds these bytes."""
         with self._read() as tx:
             return _blob_in_use(tx, sha256)
 
     def used_blobs(self) -> set[str]:
         """The SHA-256 of everything that `blob_in_use` is true of."""
         with self._read() as tx:
-            held = select(db.files.c.sha256).union(select(db.upload_parts.c.sha256))
-            return set(tx.scalars(held))
+            held = (select(table.c.sha256) for table in _HOLDERS)
+            return set(tx.scalars(union(*held)))
 
     def delete_blob_if_unused(self, sha256: str, delete_blob: Callable[[str], None]) -> None:
         """Call `delete_blob` unless the bytes are in use; no row can come to hold them meanwhile."""
@@ -481,6 +490,154 @@ class Store:
                 tx.execute(insert(db.claims), [_values(claim) for claim in fresh])
             return len(fresh)
 
+    # Evals
+
+    def add_eval(self, eval_: Eval) -> Eval:
+        """Keep the eval."""
+        with self._write() as tx:
+            eval_ = replace(eval_, revision=_next_revision(tx))
+            _insert(tx, db.evals, eval_)
+        return eval_
+
+    def get_eval(self, eval_id: str) -> Eval:
+        """The eval; raises NotFound."""
+        with self._read() as tx:
+            return _get(tx, db.evals, Eval, eval_id, "Eval")
+
+    def list_evals(
+        self, after: str | None = None, limit: int = 20, order: Order = "asc", *, by_change: bool = False
+    ) -> Page[Eval]:
+        """The evals by time of creation, or of their last change."""
+        by = db.evals.c.revision if by_change else None
+        with self._read() as tx:
+            return _page(tx, db.evals, Eval, after=after, limit=limit, order=order, by=by)
+
+    def update_eval(self, eval_id: str, **changes: Any) -> Eval:
+        """Change fields of the eval; raises NotFound."""
+        with self._write() as tx:
+            _update(tx, db.evals, Eval, eval_id, {**changes, "revision": _next_revision(tx)})
+            return _get(tx, db.evals, Eval, eval_id, "Eval")
+
+    def delete_eval(self, eval_id: str) -> list[EvalRun]:
+        """Forget the eval, its runs and their items; return the runs that were."""
+        with self._write() as tx:
+            _get(tx, db.evals, Eval, eval_id, "Eval")
+            runs = _load_all(tx, select(db.eval_runs).where(db.eval_runs.c.eval_id == eval_id), EvalRun)
+            _delete(tx, db.evals, eval_id)
+        return runs
+
+    def add_eval_run(self, run: EvalRun, *, blob_exists: Callable[[str], bool] | None = None) -> EvalRun:
+        """Keep the run; raises NotFound where its eval has gone. `blob_exists`: as for add_file."""
+        with self._write() as tx:
+            _get(tx, db.evals, Eval, run.eval_id, "Eval")
+            if blob_exists is not None and not blob_exists(run.sha256):
+                raise Unavailable("The same data was being deleted while it was stored. Create the run again.")
+            _insert(tx, db.eval_runs, run)
+        return run
+
+    def add_ended_eval_run(self, run: EvalRun, items: Sequence[EvalItem]) -> None:
+        """Keep a run with all of its items; one that is there already stays. Raises NotFound without its eval."""
+        with self._write() as tx:
+            _get(tx, db.evals, Eval, run.eval_id, "Eval")
+            if _find(tx, db.eval_runs, EvalRun, run.id) is None:
+                _insert(tx, db.eval_runs, run)
+                for item in items:
+                    _insert(tx, db.eval_items, item)
+
+    def get_eval_run(self, run_id: str) -> EvalRun:
+        """The run; raises NotFound."""
+        with self._read() as tx:
+            return _get(tx, db.eval_runs, EvalRun, run_id, "EvalRun")
+
+    def list_eval_runs(
+        self,
+        eval_id: str,
+        after: str | None = None,
+        limit: int = 20,
+        order: Order = "asc",
+        status: EvalRunStatus | None = None,
+    ) -> Page[EvalRun]:
+        """The runs of an eval, oldest first unless `order` is desc; raises NotFound for an unknown eval."""
+        where: list[ColumnElement[bool]] = [db.eval_runs.c.eval_id == eval_id]
+        if status is not None:
+            where.append(db.eval_runs.c.status == status)
+        with self._read() as tx:
+            _get(tx, db.evals, Eval, eval_id, "Eval")
+            return _page(tx, db.eval_runs, EvalRun, after=after, limit=limit, order=order, where=where)
+
+    def next_eval_run(self) -> EvalRun | None:
+        """The oldest run that has not ended, or None."""
+        table = db.eval_runs
+        unended = table.c.status.in_(["queued", "in_progress"])
+        with self._read() as tx:
+            found = _load_all(tx, select(table).where(unended).order_by(table.c.seq).limit(1), EvalRun)
+        return found[0] if found else None
+
+    def move_eval_run(
+        self, run_id: str, to: EvalRunStatus, *, from_: Iterable[EvalRunStatus], **changes: Any
+    ) -> EvalRun:
+        """Move the run to another state, with other changes, if it is in one of `from_`; or InvalidState."""
+        with self._write() as tx:
+            run = _get(tx, db.eval_runs, EvalRun, run_id, "EvalRun")
+            if run.status not in set(from_):
+                raise InvalidState(f"The run {run_id} is {run.status}, so it cannot become {to}.", param="run_id")
+            _update(tx, db.eval_runs, EvalRun, run_id, {**changes, "status": to})
+            return _get(tx, db.eval_runs, EvalRun, run_id, "EvalRun")
+
+    def delete_eval_run(self, run_id: str) -> EvalRun:
+        """Forget the run and its items; return what it was."""
+        with self._write() as tx:
+            run = _get(tx, db.eval_runs, EvalRun, run_id, "EvalRun")
+            _delete(tx, db.eval_runs, run_id)
+        return run
+
+    def add_eval_items(
+        self, run_id: str, items: Sequence[EvalItem], add_up: Callable[[Json, EvalItem], Json], *, seconds: float = 0.0
+    ) -> bool:
+        """Keep items of a run and add them up in its tally, all or none; False: the run is not in progress any more.
+
+        An item that is stored already stays as it is and counts once. `seconds` are those that the run has worked
+        since the last call.
+        """
+        table = db.eval_items
+        with self._write() as tx:
+            run = _find(tx, db.eval_runs, EvalRun, run_id)
+            if run is None or run.status != "in_progress":
+                return False
+            tally = {**run.tally, "seconds": run.tally.get("seconds", 0.0) + seconds}
+            for item in items:
+                new = insert_or(table).values(_values(item))
+                if tx.execute(new.on_conflict_do_nothing(index_elements=["run_id", "datasource_item_id"])).rowcount:
+                    tally = add_up(tally, item)
+            _update(tx, db.eval_runs, EvalRun, run_id, {"tally": tally})
+        return True
+
+    def eval_item_numbers(self, run_id: str) -> set[int]:
+        """The lines of the run's data whose items are stored."""
+        table = db.eval_items
+        with self._read() as tx:
+            return set(tx.scalars(select(table.c.datasource_item_id).where(table.c.run_id == run_id)))
+
+    def get_eval_item(self, item_id: str) -> EvalItem:
+        """The item; raises NotFound."""
+        with self._read() as tx:
+            return _get(tx, db.eval_items, EvalItem, item_id, "EvalRunOutputItem")
+
+    def list_eval_items(
+        self,
+        run_id: str,
+        after: str | None = None,
+        limit: int = 20,
+        order: Order = "asc",
+        status: EvalItemStatus | None = None,
+    ) -> Page[EvalItem]:
+        """The items of a run as they were finished, oldest first unless `order` is desc."""
+        where: list[ColumnElement[bool]] = [db.eval_items.c.run_id == run_id]
+        if status is not None:
+            where.append(db.eval_items.c.status == status)
+        with self._read() as tx:
+            return _page(tx, db.eval_items, EvalItem, after=after, limit=limit, order=order, where=where)
+
     # Permissions
 
     def add_permissions(self, checkpoint: str, project_ids: Sequence[str]) -> list[Permission]:
@@ -759,26 +916,33 @@ def _page(
     limit: int,
     order: Order = "desc",
     where: Sequence[ColumnElement[bool]] = (),
+    by: Column[int] | None = None,
 ) -> Page[T]:
     """The rows after the cursor; one more than asked is read, to know whether there is another page."""
     query = select(table).where(*where)
+    column = table.c.seq if by is None else by
     if after is not None:
-        position = _position(tx, table, after)
-        query = query.where(table.c.seq > position if order == "asc" else table.c.seq < position)
-    query = query.order_by(table.c.seq if order == "asc" else table.c.seq.desc()).limit(limit + 1)
+        position = _position(tx, table, after, by)
+        query = query.where(column > position if order == "asc" else column < position)
+    query = query.order_by(column if order == "asc" else column.desc()).limit(limit + 1)
     rows = _load_all(tx, query, kind)
     return Page(rows[:limit], len(rows) > limit)
 
 
-def _position(tx: Connection, table: Table, item_id: str) -> int:
-    for place in (table, db.tombstones):
-        seq: int | None = tx.scalar(select(place.c.seq).where(place.c.id == item_id))
-        if seq is not None:
-            return seq
+def _position(tx: Connection, table: Table, item_id: str, by: Column[int] | None = None) -> int:
+    places = [(table, table.c.seq), (db.tombstones, db.tombstones.c.seq)] if by is None else [(table, by)]
+    for place, column in places:
+        position: int | None = tx.scalar(select(column).where(place.c.id == item_id))
+        if position is not None:
+            return position
     raise InvalidRequest(
         f"There is no {item_id!r} in this list to go on after. Use the `last_id` of the page before.",
         param="after",
     )
+
+
+def _next_revision(tx: Connection) -> int:
+    return (tx.scalar(select(func.max(db.evals.c.revision))) or 0) + 1
 
 
 def _unfinished() -> ColumnElement[bool]:
@@ -798,10 +962,7 @@ def _take_parts(tx: Connection, where: ColumnElement[bool]) -> list[UploadPart]:
 
 
 def _blob_in_use(tx: Connection, sha256: str) -> bool:
-    held = or_(
-        exists().where(db.files.c.sha256 == sha256),
-        exists().where(db.upload_parts.c.sha256 == sha256),
-    )
+    held = or_(*(exists().where(table.c.sha256 == sha256) for table in _HOLDERS))
     return bool(tx.scalar(select(held)))
 
 
