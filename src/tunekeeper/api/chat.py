@@ -11,10 +11,12 @@ from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import TypeVar
 
+from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from tunekeeper.api.errors import error_body
 from tunekeeper.api.lifecycle import refuse
@@ -89,7 +91,20 @@ async def _first(events: AsyncGenerator[str], remote: Remote) -> str:
 
 def _sse(events: AsyncGenerator[str]) -> StreamingResponse:
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(_framed(events), media_type="text/event-stream", headers=headers)
+    return _Stream(_framed(events), media_type="text/event-stream", headers=headers)
+
+
+class _Stream(StreamingResponse):
+    """A stream that is closed when its client leaves, not when somebody collects what is left of it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            assert isinstance(self.body_iterator, AsyncGenerator)
+            with CancelScope(shield=True):
+                await self.body_iterator.aclose()
 
 
 async def _framed(events: AsyncGenerator[str]) -> AsyncGenerator[str]:
