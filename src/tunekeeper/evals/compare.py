@@ -511,15 +511,21 @@ def _verdict(difference: Difference, p: float, p_not_worse: float, family: int) 
     to_not_worse = items_needed(strict, margin=difference.margin) if difference.margin is not None else None
     # What was not found in n items is not found in n items by a truth that is as seen.
     to_differ, to_not_worse = (n if n is None else max(n, difference.n + 1) for n in (to_differ, to_not_worse))
-    known = [n for n in (to_differ, to_not_worse) if n is not None]
-    have = f"(you have {difference.n:,})"
-    if known:
-        text = f"cannot tell: {min(known):,} items needed {have}"
-    elif difference.value:
-        text = f"cannot tell: more than {MOST_ITEMS:,} items needed {have}"
-    else:
-        text = f"cannot tell: no difference seen in {difference.n:,} items"
+    text = f"cannot tell: {_needed(difference, to_differ, to_not_worse)}"
     return Verdict(kind="cannot_tell", text=text, p=p, items_to_differ=to_differ, items_to_not_worse=to_not_worse)
+
+
+def _needed(difference: Difference, to_differ: int | None, to_not_worse: int | None) -> str:
+    have = f"(you have {difference.n:,})"
+    no_worse = f"{to_not_worse:,}" if to_not_worse else ""
+    if to_differ is not None:
+        fewer = to_not_worse is not None and to_not_worse < to_differ
+        return f"{to_differ:,} items needed{f', {no_worse} to show that it is not worse' if fewer else ''} {have}"
+    if no_worse:
+        return f"{no_worse} items needed to show that it is not worse {have}"
+    if difference.value:
+        return f"more than {MOST_ITEMS:,} items needed {have}"
+    return f"no difference seen in {difference.n:,} items"
 
 
 def _points(difference: Difference, *values: float) -> str:

@@ -1,8 +1,8 @@
 """A comparison as JSON, as Markdown, and as one HTML page that fetches nothing.
 
 Answers and items are strangers' text: whatever stands in them, they stay text, and long ones are cut (not in the JSON).
-The plots of the page are SVG whose marks stand at per cents, so they are as wide as the screen is; those of the
-Markdown are characters.
+The plots of the page are SVG whose marks stand at per cents, so they are as wide as the screen; those of the Markdown
+are characters.
 """
 
 import dataclasses
