@@ -4,15 +4,16 @@
     export OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none
     python examples/reasoning.py --picture curve.svg
 
-The problems are sums and differences of two digits. The base talks about them instead of answering. It is rewarded
-for the right number, the more the less it says besides, and learns both from its own attempts; no right answer is ever
-shown to it. The problems of the table at the end are in neither file of the job.
+The problems are sums and differences of two digits. The base talks about them, and is mostly wrong. It is rewarded for
+ending with the right number, the more the less it says before, and learns both from its own attempts; no right answer
+is ever shown to it. The problems of the table at the end are in neither file of the job.
 """
 
 import argparse
 import csv
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -112,7 +113,7 @@ def upload(client: OpenAI, problems: Sequence[dict[str, Any]]) -> str:
 
 
 def score(client: OpenAI, model: str, problems: Sequence[dict[str, Any]]) -> int:
-    """How many problems the model answers with the number and nothing else, greedily."""
+    """How many of its answers, the likeliest ones, end with the right number."""
 
     def is_right(problem: dict[str, Any]) -> bool:
         completion = client.chat.completions.create(
@@ -121,7 +122,8 @@ def score(client: OpenAI, model: str, problems: Sequence[dict[str, Any]]) -> int
             temperature=0,
             max_completion_tokens=MAX_TOKENS,
         )
-        return (completion.choices[0].message.content or "").strip() == problem["answer"]
+        numbers = re.findall(r"-?\d+", completion.choices[0].message.content or "")
+        return bool(numbers) and numbers[-1] == problem["answer"]
 
     with ThreadPoolExecutor(32) as pool:
         return sum(pool.map(is_right, problems))
