@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from tunekeeper.cli import (
+    advise,
     chat,
     completions,
     eval,
@@ -48,6 +49,7 @@ app.command("sweep")(sweep.sweep)
 app.command("check")(tune.check)
 app.command("estimate")(tune.estimate)
 app.command("grade")(grade.grade)
+app.command("advise")(advise.advise)
 app.command("chat")(chat.chat)
 app.add_typer(models.app, name="models")
 app.add_typer(files.app, name="files")
