@@ -19,7 +19,7 @@ from pathlib import Path
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from tunekeeper.api import azure, chat, evals, files, fine_tuning, graders, models, stored, sweeps, uploads
+from tunekeeper.api import azure, chat, distill, evals, files, fine_tuning, graders, models, stored, sweeps, uploads
 from tunekeeper.api.auth import Auth
 from tunekeeper.api.checks import FileChecks
 from tunekeeper.api.errors import Envelope, install_error_handlers
@@ -44,6 +44,7 @@ _ROUTERS = (
     uploads.router,
     models.router,
     chat.router,
+    distill.router,
     fine_tuning.router,
     sweeps.router,
     graders.router,

@@ -220,6 +220,7 @@ def _wire(job: Job, services: Services, times: Mapping[str, int]) -> Json:
         "method": {"type": kind, kind: {**job.method[kind], "hyperparameters": hyperparameters}},
         "integrations": job.integrations or [],
         "metadata": job.metadata,
+        "distill": job.extra.get("distill"),
         "estimated_finish": times.get(job.id),
         "user_provided_suffix": job.suffix,
         "step": job.step,

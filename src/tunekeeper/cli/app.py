@@ -16,6 +16,7 @@ from tunekeeper.cli import (
     advise,
     chat,
     completions,
+    distill,
     eval,
     files,
     grade,
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("tune")(tune.tune)
 app.command("sweep")(sweep.sweep)
+app.command("distill")(distill.distill)
 app.command("check")(tune.check)
 app.command("estimate")(tune.estimate)
 app.command("grade")(grade.grade)

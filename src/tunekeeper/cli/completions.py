@@ -33,7 +33,7 @@ def list_completions(
     from tunekeeper.cli.output import moment, show, size, table
 
     options = options_of(context)
-    pairs = {f"metadata[{key}]": value for key, value in _pairs(metadata).items()}
+    pairs = {f"metadata[{key}]": value for key, value in pairs_of(metadata).items()}
     with connect(options) as client:
         page = client.get("/chat/completions", model=model, limit=limit, order="desc", **pairs)
     rows = [
@@ -96,10 +96,10 @@ def export(
     from tunekeeper.cli.output import note, show
 
     options = options_of(context)
-    wanted: Json = {"model": model, "metadata": _pairs(metadata) or None}
+    wanted: Json = {"model": model, "metadata": pairs_of(metadata) or None}
     wanted |= {
-        "created_after": _seconds(since, "--since"),
-        "created_before": _seconds(until, "--until", to_the_end=True),
+        "created_after": seconds_of(since, "--since"),
+        "created_before": seconds_of(until, "--until", to_the_end=True),
     }
     body = {"filter": {key: value for key, value in wanted.items() if value is not None}, "format": format_}
     with connect(options) as client:
@@ -173,7 +173,8 @@ def _set_pinned(options: Options, completion_id: str, *, pinned: bool) -> None:
     show(options, kept, lambda: f"{'Pinned' if pinned else 'Unpinned'} {completion_id}.")
 
 
-def _pairs(given: Sequence[str] | None) -> dict[str, str]:
+def pairs_of(given: Sequence[str] | None) -> dict[str, str]:
+    """The pairs of --metadata."""
     pairs = {}
     for pair in given or ():
         key, equals, value = pair.partition("=")
@@ -183,7 +184,7 @@ def _pairs(given: Sequence[str] | None) -> dict[str, str]:
     return pairs
 
 
-def _seconds(given: str | None, option: str, *, to_the_end: bool = False) -> int | None:
+def seconds_of(given: str | None, option: str, *, to_the_end: bool = False) -> int | None:
     """Unix seconds of a time of this place in ISO form; of a day its first second, or its last."""
     if given is None:
         return None

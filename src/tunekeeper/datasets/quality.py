@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from itertools import accumulate
 from typing import Literal
 
@@ -71,6 +72,9 @@ class Sensitive:
 
     kind: str
     masked: str
+    start: int
+    """Where it stands in the text, and where it ends."""
+    end: int
 
 
 class Comparison:
@@ -85,7 +89,7 @@ class Comparison:
 
     def add(self, example: Example, file: FileRole = "training") -> Iterator[Fault]:
         """Remember a training example, and say what it repeats, contradicts or leaks."""
-        prompt, answer = _prompt_and_answer(example)
+        prompt, answer = prompt_and_answer(example)
         whole = _digest(json.dumps([prompt, answer]))
         same = self._examples.get(whole)
         if file == "validation":
@@ -259,7 +263,7 @@ def _fault(example: Example, code: str, message: str, file: FileRole, pointer: s
     return Fault(example.line, pointer, code, "warn", f"Line {example.line}: {message}", file)
 
 
-def _prompt_and_answer(example: Example) -> tuple[str, str]:
+def prompt_and_answer(example: Example) -> tuple[str, str]:
     """What is asked and what is learned last, so written that only real differences remain."""
     if isinstance(example, CompletionExample):
         return _normal(example.prompt), _normal(example.completion)
@@ -309,22 +313,25 @@ def find_secrets(text: str) -> Iterator[Sensitive]:
     """Keys, tokens and passwords in the text, masked."""
     for kind, heads, pattern in _SECRETS:
         if any(head in text for head in heads):
-            yield from (Sensitive(kind, _mask(match.group(0))) for match in pattern.finditer(text))
+            yield from (_sensitive(kind, match) for match in pattern.finditer(text))
     lowered = text.lower()
     for kind, heads, pattern in _ASSIGNED:
         if any(head in lowered for head in heads):
-            values = (match.group(1) for match in pattern.finditer(text))
-            yield from (Sensitive(kind, _mask(value)) for value in values if _looks_random(value))
+            found = (match for match in pattern.finditer(text) if _looks_random(match.group(1)))
+            yield from (_sensitive(kind, match, 1) for match in found)
 
 
 def find_personal_data(text: str) -> Iterator[Sensitive]:
-    """E-mail addresses, telephone, card, account and social security numbers in the text, masked."""
+    """E-mail and IP addresses, telephone, card, account and social security numbers in the text, masked."""
     patterns = _ADDRESSES if "@" in text else ()
     if _NUMBER.search(text):
         patterns += _NUMBERS
     for kind, pattern, is_valid in patterns:
-        values = (match.group(0) for match in pattern.finditer(text))
-        yield from (Sensitive(kind, _mask(value)) for value in values if is_valid(value))
+        yield from (_sensitive(kind, match) for match in pattern.finditer(text) if is_valid(match.group(0)))
+
+
+def _sensitive(kind: str, match: re.Match[str], group: int = 0) -> Sensitive:
+    return Sensitive(kind, _mask(match.group(group)), *match.span(group))
 
 
 def _mask(value: str) -> str:
@@ -365,6 +372,14 @@ def _is_social_security_number(number: str) -> bool:
     return number != "123-45-6789"
 
 
+def _is_public(address: str) -> bool:
+    """Whether an address is somebody's: none of a private network, of documents, of this machine."""
+    try:
+        return ip_address(address).is_global
+    except ValueError:
+        return False
+
+
 # Each pattern begins at a boundary and repeats within bounds, so that a hostile line costs linear time.
 # The heads are texts that every match holds: looking for them first is what makes large files bearable.
 _SECRETS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
@@ -386,7 +401,12 @@ _SECRETS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
     (
         "a private key",
         ("PRIVATE KEY",),
-        re.compile(r"-----BEGIN (?:[A-Z]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----"),
+        # To its end, or as far as it goes on like a key where the end is missing.
+        re.compile(
+            r"-----BEGIN (?:[A-Z]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
+            r"(?:(?:(?!-----)[\s\S]){0,20000}-----END (?:[A-Z]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
+            r"|[A-Za-z0-9+/=\s\\]{0,20000})"
+        ),
     ),
 )
 _ASSIGNED: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
@@ -431,4 +451,5 @@ _NUMBERS: _Patterns = (
         re.compile(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])"),
         _is_social_security_number,
     ),
+    ("an IP address", re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"), _is_public),
 )

@@ -330,8 +330,8 @@ def request_of(source: Completions | Responses, item: Json) -> Json:
     assert source.model
     assert source.input_messages
     body = {"seed": SEED, **_params(source), "model": source.model, "messages": _messages(source.input_messages, item)}
-    if isinstance(source.source, StoredSource):
-        for name in ("tools", "response_format"):  # what was asked then is asked again
+    if isinstance(source.source, StoredSource) or isinstance(source.input_messages, ItemReference):
+        for name in ("tools", "response_format"):  # an item that is asked as it is brings its own
             if name not in body and item.get(name):
                 body[name] = item[name]
     return body

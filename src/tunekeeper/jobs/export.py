@@ -54,12 +54,12 @@ _CUT = {"length": "cut_off", "content_filter": "content_filter"}
 
 
 class LeftOut(Exception):
-    """A completion that a format cannot carry; `code` is one of `LEFT_OUT`."""
+    """A completion that is not used; `code` is one of `LEFT_OUT`, or one that the detail explains."""
 
     def __init__(self, code: str, detail: str = "") -> None:
         super().__init__(code)
         self.code = code
-        self.reason = f"{LEFT_OUT[code]} {detail}".rstrip()
+        self.reason = f"{LEFT_OUT.get(code, '')} {detail}".strip()
 
 
 @dataclass(slots=True)

@@ -56,6 +56,8 @@ class Submission:
     training_type: str | int | None = None
     sweep: Json | None = None
     """Train many trials and keep the best: an extension, see `trainer.sweep`."""
+    distill: Json | None = None
+    """Where the training file's examples came from: see `jobs.distill`."""
 
 
 def submit(submission: Submission, store: Store, settings: Settings) -> Job:
@@ -109,6 +111,7 @@ def draft(submission: Submission, store: Store, settings: Settings) -> Job:
             **_training_type(submission),
             **({"eval_id": new_id("eval_", 32)} if method["type"] == "reinforcement" else {}),
             **sweep,
+            **({} if submission.distill is None else {"distill": submission.distill}),
         },
     )
 

@@ -7,7 +7,7 @@ transactions. Every function works within the caller's transaction; the methods 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -59,6 +59,14 @@ def relabel(tx: Connection, old: StoredCompletion, *, metadata: dict[str, str], 
     _count(tx, _sums(-1, -old.bytes, pinned=old.pinned))
     _count(tx, _sums(1, new.bytes, pinned=new.pinned))
     return new
+
+
+def pin(tx: Connection, ids: Sequence[str]) -> None:
+    """Pin those of the completions that are there and not pinned yet."""
+    unpinned = completions.c.id.in_(ids) & completions.c.pinned.is_(False)
+    n, n_bytes = tx.execute(select(func.count(), func.coalesce(func.sum(completions.c.bytes), 0)).where(unpinned)).one()
+    tx.execute(update(completions).where(unpinned).values(pinned=True))
+    _count(tx, {"pinned": n, "pinned_bytes": n_bytes})
 
 
 def forget(tx: Connection, completion: StoredCompletion) -> None:

@@ -755,6 +755,12 @@ class Store:
                 )
             return completions.relabel(tx, old, metadata=labels, pinned=old.pinned if pinned is None else pinned)
 
+    def pin_completions(self, ids: Sequence[str]) -> None:
+        """Pin those that are still there."""
+        for first in range(0, len(ids), _READ_BATCH):
+            with self._write() as tx:
+                completions.pin(tx, ids[first : first + _READ_BATCH])
+
     def delete_completion(self, completion_id: str) -> StoredCompletion:
         """Forget the completion, return what it was; raises NotFound."""
         with self._write() as tx:
