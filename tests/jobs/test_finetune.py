@@ -265,9 +265,9 @@ def test_a_full_disk_fails_the_job_and_a_resume_finishes_it_to_the_same_bytes(de
 
 
 def test_a_state_that_does_not_fit_on_the_disk_leaves_the_one_before_it_whole(desk):
-    job = add_job(desk, lora_rank=64)
+    job = add_job(desk, lora_rank=128)
     context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=finetune_with_room, args=(desk.settings.home, job.id, 400_000))
+    process = context.Process(target=finetune_with_room, args=(desk.settings.home, job.id, 800_000))
     process.start()
     process.join()
     assert process.exitcode == 0
