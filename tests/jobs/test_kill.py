@@ -92,6 +92,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Ou
     server = Server(desk.settings.home)
     try:
         wait_until(lambda: desk.store.get_job(job.id).status in TERMINAL)
+        wait_until(lambda: not outcome_of(desk, job).left_over)  # tidied after it has ended
         return outcome_of(desk, job)
     finally:
         server.stop()
