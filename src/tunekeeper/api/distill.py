@@ -11,12 +11,11 @@ import asyncio
 import secrets
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import HTMLResponse, PlainTextResponse
 
 from tunekeeper.api import evals, files, fine_tuning
 from tunekeeper.api.pagination import known_query
@@ -37,6 +36,7 @@ from tunekeeper.jobs.distill import (
     passed_ids,
     student_of,
 )
+from tunekeeper.jobs.evals import UNENDED
 from tunekeeper.jobs.submit import Submission, submit
 from tunekeeper.storage.blobs import BlobWriter
 from tunekeeper.types import File, Job, Json
@@ -133,19 +133,14 @@ def retrieve(
     job_id: str,
     services: ServicesDep,
     request: Request,
-    form: Annotated[Literal["json", "markdown", "html"], Query(alias="format")] = "json",
+    form: evals.Form = "json",
 ) -> Json | Response:
     """Show how a distillation stands, with the comparison once its runs have ended; or the page."""
-    from tunekeeper.evals import report
-
     job = _job(job_id, services)
     if form == "json":
         return wire(job, services, request)
-    page = compared(job, services.store, services.settings)
-    title = f"Distillation: {job.fine_tuned_model}"
-    if form == "markdown":
-        return PlainTextResponse(report.to_markdown(page, title=title), media_type="text/markdown")
-    return HTMLResponse(report.to_html(page, title=title))
+    comparison = compared(job, services.store, services.settings)
+    return evals.page(comparison, form, f"Distillation: {job.fine_tuned_model}")
 
 
 @router.post("/{job_id}/evaluate", dependencies=[known_query()])
@@ -181,7 +176,7 @@ def wire(job: Job, services: Services, request: Request | None = None) -> Json:
     except NotFound:  # deleted since
         return {**shown, "evaluation": None}
     shown["evaluation"] = {**evaluation, "runs": runs}
-    if all(run["status"] not in ("queued", "in_progress") for run in runs.values()):
+    if all(run["status"] not in UNENDED for run in runs.values()):
         from tunekeeper.evals import report
 
         shown["comparison"] = report.to_json(compared(job, services.store, services.settings))

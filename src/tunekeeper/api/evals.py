@@ -8,7 +8,7 @@ latency_seconds.
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
@@ -42,7 +42,12 @@ from tunekeeper.jobs.eval_data import (
 from tunekeeper.jobs.submit import check_metadata
 from tunekeeper.types import CompletionFilter, Eval, EvalItem, EvalItemStatus, EvalRun, EvalRunStatus, Json, new_id
 
+if TYPE_CHECKING:
+    from tunekeeper.evals.compare import Comparison
+
 router = APIRouter(prefix="/evals")
+
+Form = Annotated[Literal["json", "markdown", "html"], Query(alias="format")]
 
 _USAGE = ("invocation_count", "prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens")
 
@@ -124,7 +129,7 @@ def compare(
     baseline: Annotated[str | None, Query()] = None,
     margin: Annotated[float, Query(gt=0, lt=1)] = 0.02,
     slices: Annotated[str, Query(description="Fields of the items, with commas between.")] = "",
-    form: Annotated[Literal["json", "markdown", "html"], Query(alias="format")] = "json",
+    form: Form = "json",
 ) -> Json | Response:
     """Say what differs between runs over the same data, and how sure that is."""
     from tunekeeper.evals import report
@@ -139,9 +144,16 @@ def compare(
         price_per_hour=services.settings.price_per_hour,
         currency=services.settings.currency,
     )
+    return report.to_json(comparison) if form == "json" else page(comparison, form, "Comparison")
+
+
+def page(comparison: "Comparison", form: Literal["markdown", "html"], title: str) -> Response:
+    """A comparison for people."""
+    from tunekeeper.evals import report
+
     if form == "markdown":
-        return PlainTextResponse(report.to_markdown(comparison), media_type="text/markdown")
-    return HTMLResponse(report.to_html(comparison)) if form == "html" else report.to_json(comparison)
+        return PlainTextResponse(report.to_markdown(comparison, title=title), media_type="text/markdown")
+    return HTMLResponse(report.to_html(comparison, title=title))
 
 
 @router.get("/{eval_id}", dependencies=[known_query()])

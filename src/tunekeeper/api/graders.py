@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunekeeper.api.pagination import known_query
 from tunekeeper.api.services import Services, ServicesDep
-from tunekeeper.graders.build import BuiltGrader, build
+from tunekeeper.graders.build import BuiltGrader, build_here
 from tunekeeper.graders.spec import Spec, parse, to_json
 from tunekeeper.graders.template import sample_of
 from tunekeeper.inference.sampler import AnswersSampler
@@ -92,12 +92,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
 def _built(spec: Spec, services: Services, loop: asyncio.AbstractEventLoop) -> BuiltGrader:
     settings = services.settings
     sampler = AnswersSampler(services.answers, loop, embedding_model=settings.embedding_model)
-    return build(
-        spec,
-        sampler=sampler,
-        embedder=sampler if settings.embedding_model else None,
-        endpoint_hosts=settings.endpoint_hosts,
-    )
+    return build_here(spec, settings, sampler)
 
 
 def _graded(spec: Spec, body: RunBody, services: Services, loop: asyncio.AbstractEventLoop) -> Grade:

@@ -475,7 +475,7 @@ def _usage_text(name: str, difference: Difference, before: float) -> str:
     if difference.low <= 0 <= difference.high and math.isfinite(difference.low):
         return f"no clear difference{change}"
     less = "fewer" if name.endswith("tokens") else "less"
-    span = _number(abs(difference.value)) if math.isinf(difference.low) else _span(difference.low, difference.high)
+    span = figure(abs(difference.value)) if math.isinf(difference.low) else _span(difference.low, difference.high)
     return f"{span} {'more' if difference.value > 0 else less}{change}"
 
 
@@ -531,8 +531,8 @@ def _needed(difference: Difference, to_differ: int | None, to_not_worse: int | N
 def _points(difference: Difference, *values: float) -> str:
     """One figure, or two as a span, without a sign: points of a hundred for shares, else the score's own unit."""
     if difference.kind == "mean":
-        return _span(*values) if len(values) > 1 else _number(values[0])
-    shown = _span(*(100 * value for value in values)) if len(values) > 1 else _number(100 * values[0])
+        return _span(*values) if len(values) > 1 else figure(values[0])
+    shown = _span(*(100 * value for value in values)) if len(values) > 1 else figure(100 * values[0])
     return f"{shown} point" if shown == "1" else f"{shown} points"
 
 
@@ -545,7 +545,8 @@ def _span(low: float, high: float) -> str:
     return f"{near:,.{digits}f} to {far:,.{digits}f}"
 
 
-def _number(value: float) -> str:
+def figure(value: float) -> str:
+    """A number in three digits, and whole from 1,000 on."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

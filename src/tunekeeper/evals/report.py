@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tunekeeper.evals.compare import USAGE, Comparison, Flip, Measure, Outcome, Pair, Summary, UsageChange
+from tunekeeper.evals.compare import USAGE, Comparison, Flip, Measure, Outcome, Pair, Summary, UsageChange, figure
 from tunekeeper.evals.statistics import Interval
 from tunekeeper.types import Json
 
@@ -186,11 +186,6 @@ def _usage_plots(comparison: Comparison) -> list[tuple[str, Plot]]:
 
 
 # Words ---------------------------------------------------------------------------------------------------------------
-
-
-def figure(value: float) -> str:
-    """A number in three digits, and whole from 1,000 on."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _signed(value: float) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -39,6 +39,7 @@ from tunekeeper.graders.spec import (
 from tunekeeper.graders.template import Ungradable
 from tunekeeper.graders.text import string_check, text_similarity
 from tunekeeper.ports import Embedder, Sampler
+from tunekeeper.settings import Settings
 from tunekeeper.types import Grade, GradeFault, Json
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,10 @@ MAX_JUDGES = 8
 """Questions to judges that are open at once."""
 
 Score = Callable[[Json, Json], Grade]
+
+
+class SamplerAndEmbedder(Sampler, Embedder, Protocol):
+    """Models that answer and that embed."""
 
 
 class BuiltGrader:
@@ -108,6 +113,19 @@ def build(
     grades: Mapping[str, Score] = {key: grader.grade for key, grader in built.items()}
     score = multi(grades, Formula.parse(spec.calculate_output))
     return BuiltGrader(spec.name, score, owned=[grader.close for grader in built.values()])
+
+
+def build_here(
+    spec: Spec | Json, settings: Settings, sampler: SamplerAndEmbedder, *, param: str = "grader"
+) -> BuiltGrader:
+    """Build a grader as this server's settings let it: whom it embeds with, whom it may ask. Raises as `build` does."""
+    return build(
+        spec,
+        sampler=sampler,
+        embedder=sampler if settings.embedding_model else None,
+        endpoint_hosts=settings.endpoint_hosts,
+        param=param,
+    )
 
 
 def _sendable(value: Any) -> Any:

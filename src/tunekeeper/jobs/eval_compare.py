@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from tunekeeper.errors import InvalidRequest, InvalidState
 from tunekeeper.evals.compare import MARGIN, Comparison, CriterionResult, Outcome, Series, compare, item_key
+from tunekeeper.jobs.evals import UNENDED
 from tunekeeper.storage.store import Store
 from tunekeeper.types import EvalItem, EvalRun, Json
 
@@ -38,7 +39,7 @@ def compare_runs(
         raise InvalidRequest("A run is named twice.", param="runs")
     runs = [store.get_eval_run(run_id) for run_id in run_ids]
     for run in runs:
-        if run.status in ("queued", "in_progress"):
+        if run.status in UNENDED:
             raise InvalidState(f"The run {run.id} is {run.status}. Wait for it, or cancel it.", param="runs")
     names = _names(runs)
     series = [

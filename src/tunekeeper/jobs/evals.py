@@ -29,7 +29,7 @@ from tunekeeper.errors import (
     TunekeeperError,
     Unavailable,
 )
-from tunekeeper.graders.build import BuiltGrader, build
+from tunekeeper.graders.build import BuiltGrader, SamplerAndEmbedder, build_here
 from tunekeeper.graders.rows import as_sample
 from tunekeeper.graders.spec import Spec, parse
 from tunekeeper.jobs.eval_data import (
@@ -44,7 +44,7 @@ from tunekeeper.jobs.eval_data import (
     sampling_of,
     threshold_of,
 )
-from tunekeeper.ports import Blobs, Embedder, Sampler
+from tunekeeper.ports import Blobs
 from tunekeeper.settings import Settings
 from tunekeeper.storage.store import Store
 from tunekeeper.types import Eval, EvalItem, EvalItemStatus, EvalRun, EvalRunStatus, Grade, Json, new_id
@@ -68,7 +68,7 @@ _NOT_SAMPLED: Json = {"temperature": None, "top_p": None, "seed": None, "max_com
 _COUNTS: Mapping[EvalItemStatus, str] = {"pass": "passed", "fail": "failed", "error": "errored"}
 
 
-class EvalSampler(Sampler, Embedder, Protocol):
+class EvalSampler(SamplerAndEmbedder, Protocol):
     """A sampler that can be told to begin and to end."""
 
     def load(self, model: str) -> None:
@@ -219,15 +219,7 @@ class EvalRunner:
         built: list[BuiltGrader] = []
         try:
             for n, spec in enumerate(specs):
-                built.append(
-                    build(
-                        spec,
-                        sampler=sampler,
-                        embedder=sampler if self._settings.embedding_model else None,
-                        endpoint_hosts=self._settings.endpoint_hosts,
-                        param=f"testing_criteria[{n}]",
-                    )
-                )
+                built.append(build_here(spec, self._settings, sampler, param=f"testing_criteria[{n}]"))
         except BaseException:
             for grader in built:
                 grader.close()

@@ -17,7 +17,7 @@ import torch
 
 from tunekeeper.datasets.formats import ProblemExample
 from tunekeeper.datasets.tokenizer import Tokenizer, text_of
-from tunekeeper.graders.build import build
+from tunekeeper.graders.build import build_here
 from tunekeeper.graders.spec import Grader, parse, parts_of
 from tunekeeper.graders.template import sample_of
 from tunekeeper.inference.answers import Answers, ChatRequest, call_style, grammar_of
@@ -207,13 +207,7 @@ def open_player(
         judge = stack.enter_context(
             in_background(Answers(settings, desk.store), embedding_model=settings.embedding_model)
         )
-        grader = build(
-            spec,
-            sampler=judge,
-            embedder=judge if settings.embedding_model else None,
-            endpoint_hosts=settings.endpoint_hosts,
-            param="method.reinforcement.grader",
-        )
+        grader = build_here(spec, settings, judge, param="method.reinforcement.grader")
         stack.callback(grader.close)
         engine = stack.enter_context(open_engine(job, desk, decoder))
         judges = [
