@@ -9,7 +9,7 @@ import torch
 from tunekeeper.datasets.tokenizer import Tokenizer
 from tunekeeper.errors import InvalidRequest, Overloaded, TunekeeperError, Unavailable
 from tunekeeper.inference import constrain
-from tunekeeper.inference.engine import Engine
+from tunekeeper.inference.engine import Engine, chunk_size
 from tunekeeper.inference.packed import PackedWeight, pack
 from tunekeeper.inference.params import Sampling
 from tunekeeper.models.load import load_decoder
@@ -315,6 +315,12 @@ def test_weights_that_give_no_numbers_fail_their_own_request_only(make_engine, d
     wanted = make_engine().answer(prompts[1], GREEDY).text
     assert "".join(piece.text for piece in results["good"]) == wanted
     assert engine.answers(prompts, GREEDY)[1].text == wanted
+
+
+def test_steps_are_short_only_while_somebody_reads_an_answer():
+    read, unread = chunk_size(0.004, is_read=True), chunk_size(0.004, is_read=False)
+    assert (read, unread) == (62, 250)
+    assert chunk_size(10.0, is_read=True) == 32, "the prompts go on, however slow the machine is"
 
 
 def test_closing_ends_what_is_in_the_making(make_engine, prompts):

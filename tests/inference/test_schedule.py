@@ -92,6 +92,16 @@ def test_what_was_used_least_recently_makes_room():
     assert track.n_cached == 0
 
 
+def test_where_only_the_equal_beginnings_own_room_is_left_it_is_taken_over():
+    scheduler = Scheduler(128, 8)
+    run(scheduler, Track([1] * 60))
+    track = Track([1] * 50 + [2] * 10)
+    scheduler.add(track)
+    step = scheduler.plan(100)
+    assert (track.n_cached, step.copies) == (50, ()), "it lies there already"
+    assert [item.n for item in step.work] == [10]
+
+
 def test_a_sequence_that_outgrows_its_region_moves_with_what_it_computed():
     scheduler = Scheduler(1024, 8)
     track = Track([1, 2, 3])

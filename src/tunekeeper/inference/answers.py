@@ -63,6 +63,8 @@ class ChatRequest:
     json_schema: Json | None = None
     """The answer's words must be JSON that this accepts; {"type": "object"} for any object."""
     strict_schema: bool = True
+    streamed: bool = False
+    """Whether somebody reads the answers as they are made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +146,8 @@ class Answers:
             job = await asyncio.to_thread(_prepare, base, request)
             inbox: asyncio.Queue[Delta | _Finished | Exception] = asyncio.Queue()
             readers = [
-                asyncio.create_task(_read(base.engine, adapter, job, index, inbox)) for index in range(request.n)
+                asyncio.create_task(_read(base.engine, adapter, job, index, inbox, streamed=request.streamed))
+                for index in range(request.n)
             ]
             try:
                 async for event in _merged(inbox, len(job.prompt), request.n):
@@ -328,12 +331,14 @@ async def _read(
     job: _Job,
     index: int,
     inbox: "asyncio.Queue[Delta | _Finished | Exception]",
+    *,
+    streamed: bool,
 ) -> None:
     """Turn one answer's pieces into deltas; a failure is an event too."""
     calls = job.call_stream()
     n_cached = n_generated = 0
     try:
-        pieces = engine.stream(job.prompt, job.sampling, adapter=adapter, index=index)
+        pieces = engine.stream(job.prompt, job.sampling, adapter=adapter, index=index, streamed=streamed)
         async for piece in pieces:
             n_cached, n_generated = piece.n_cached, piece.n_generated
             delta = _delta(piece, calls, job.most_calls, index)

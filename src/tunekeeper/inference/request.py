@@ -249,6 +249,7 @@ def chat_request(body: ChatBody) -> ChatRequest:
         parallel_tool_calls=body.parallel_tool_calls is not False and not body.uses_functions,
         json_schema=schema,
         strict_schema=strict,
+        streamed=bool(body.stream),
     )
 
 

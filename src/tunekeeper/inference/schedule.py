@@ -175,13 +175,15 @@ class Scheduler:
             self._kept.append(donor)
         size = size_for(min(len(track.tokens) + ROOM, self.max_tokens))
         region = self._take(size, spare=donor)
-        if region is None and donor in self._kept:
-            donor, n = None, 0
+        if region is None and donor is not None and donor in self._kept and donor.region is not None:
+            # The last room is where the prefix lies: it is copied before anything is written there.
+            self._kept.remove(donor)
+            self.regions.give_back(donor.region)
             region = self._take(size)
         if region is None:
             return False
         track.region, track.computed = region, n
-        if donor is not None and donor.region is not None:
+        if donor is not None and donor.region is not None and donor.region.start != region.start:
             self._copies.append(Copy(donor.region, region, n))
         if len(track.tokens) == track.n_prompt:
             track.n_cached = n
