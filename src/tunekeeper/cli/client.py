@@ -76,9 +76,10 @@ class Client:
             )
         return self._json(response)
 
-    def download(self, path: str, out: BinaryIO) -> None:
-        """Write the bytes under a path."""
-        with self._stream("GET", path) as response:
+    def download(self, path: str, out: BinaryIO, **query: Any) -> None:
+        """Write the bytes under a path; a query value of None is left out."""
+        params = {name: value for name, value in query.items() if value is not None}
+        with self._stream("GET", path, params=params) as response:
             for chunk in response.iter_bytes():
                 out.write(chunk)
 

@@ -1,6 +1,5 @@
 """`tunekeeper distill`: a small model tuned on a large one's stored answers, and both on one page."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunekeeper.cli.completions import Pairs, pairs_of, seconds_of
-from tunekeeper.cli.options import Options, options_of
+from tunekeeper.cli.options import Options, grader_of, options_of
 from tunekeeper.cli.tune import BatchSize, Epochs, Hyperparameter, LearningRate, Seed, Suffix, named_hyperparameters
 from tunekeeper.errors import InvalidRequest, TunekeeperError
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from tunekeeper.types import Json
 
 _POLL_S = 0.5
-_FORMATS = {"json": "json", "markdown": "md", "html": "html"}
 _OPEN = ("queued", "in_progress")
 
 
@@ -74,10 +72,10 @@ def distill(
     Chooses stored completions, holds some out, tunes, and compares student and teacher on what was held out.
     """
     from tunekeeper.cli.client import connect, path_of
-    from tunekeeper.cli.output import note, show
+    from tunekeeper.cli.output import note, save_comparison, show
 
     options = options_of(context)
-    graders = [_json_of(path) for path in grader or ()] or None
+    graders = [grader_of(path) for path in grader or ()] or None
     chosen = {
         "model": teacher,
         "metadata": pairs_of(metadata) or None,
@@ -123,7 +121,8 @@ def distill(
             resume = str(made["job"]["id"])
         path = path_of("fine_tuning", "distill", resume)
         found = _followed(options, client, path, other_graders)
-        _save(client, path, out)
+        if out is not None:
+            save_comparison(client, path, out)
     show(options, found, lambda: _result(found))
 
 
@@ -155,18 +154,6 @@ def _followed(options: Options, client: "Client", path: str, graders: "list[Json
             error = run["error"] or {}
             note(f"{run['id']} ({run['name']}) {run['status']}: {error.get('message', '')}")
     return found
-
-
-def _save(client: "Client", path: str, out: Path | None) -> None:
-    from tunekeeper.cli.output import note
-
-    if out is None:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    for form, ending in _FORMATS.items():
-        with (out / f"comparison.{ending}").open("wb") as page:
-            client.download(f"{path}?format={form}", page)
-    note(f"The page is {out / 'comparison.html'}; beside it the same as Markdown and JSON.")
 
 
 def _result(found: "Json") -> str:
@@ -212,13 +199,6 @@ def _counts_text(counts: "Json") -> str:
     if counts["contradictions"]:
         lines.append(f"{counts['contradictions']:,} answer an earlier prompt otherwise; they are learned too.")
     return "\n".join(lines)
-
-
-def _json_of(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{path} is not JSON: {error}.", param="grader") from error
 
 
 def _prices(text: str) -> "Json":

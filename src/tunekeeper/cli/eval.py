@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunekeeper.cli.options import Options, options_of
+from tunekeeper.cli.options import Options, grader_of, options_of
 from tunekeeper.errors import InvalidData, InvalidRequest, TunekeeperError
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ Out = Annotated[
 Limit = Annotated[int, typer.Option(help="How many.", min=1, max=100)]
 
 _POLL_S = 0.3
-_FORMATS = {"json": "json", "markdown": "md", "html": "html"}
 
 
 @app.command("run")
@@ -76,7 +75,7 @@ def run(
         raise InvalidRequest("--system needs --prompt: messages of the items have their own.", param="system")
     if out is not None and len(models) < 2:
         raise InvalidRequest("--out holds a comparison: give at least two --model.", param="out")
-    graders = [_json_of(path) for path in grader]
+    graders = [grader_of(path) for path in grader]
     rows = list(_rows(data))
     with connect(options, runs_jobs=True) as client:
         source = {"type": "file_id", "id": _sent(client, data, rows)}
@@ -205,13 +204,6 @@ def compare(
     _report(options, {"runs": found, "comparison": comparison}, out)
 
 
-def _json_of(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{path} is not JSON: {error}.", param="grader") from error
-
-
 def _rows(data: Path) -> "Iterator[Json]":
     """The lines of a file as the API takes them; raises InvalidData with every line that is none."""
     from tunekeeper.datasets.formats import Fault, read_lines
@@ -324,27 +316,14 @@ def _compared(
     out: Path | None,
 ) -> "Json | None":
     """The comparison of the runs, written where it was asked for; None: there is only one."""
-    from io import BytesIO
-    from urllib.parse import urlencode
-
-    from tunekeeper.cli.output import note
+    from tunekeeper.cli.output import save_comparison
 
     if len(runs) < 2:
         return None
     asked = {"runs": ",".join(run["id"] for run in runs), "margin": margin, "slices": slices, "baseline": baseline}
-    query = urlencode({name: value for name, value in asked.items() if value not in (None, "")})
-    pages = {}
-    for form in _FORMATS if out is not None else ["json"]:
-        page = BytesIO()
-        client.download(f"/evals/compare?{query}&format={form}", page)
-        pages[form] = page.getvalue()
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        for form, ending in _FORMATS.items():
-            (out / f"comparison.{ending}").write_bytes(pages[form])
-        note(f"The comparison lies in {out / 'comparison.html'}, and beside it as Markdown and JSON.")
-    found: Json = json.loads(pages["json"])
-    return found
+        save_comparison(client, "/evals/compare", out, **asked)
+    return client.get("/evals/compare", **asked)
 
 
 def _report(options: Options, found: "Json", out: Path | None) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunekeeper.cli.options import options_of
-from tunekeeper.errors import InvalidData, InvalidRequest
+from tunekeeper.cli.options import grader_of, options_of
+from tunekeeper.errors import InvalidData
 
 if TYPE_CHECKING:
     from tunekeeper.cli.client import Client
@@ -41,7 +41,7 @@ def grade(
     from tunekeeper.graders.tally import Tally
 
     options = options_of(context)
-    spec = parse(_json_of(grader))
+    spec = parse(grader_of(grader))
     rows = _rows(spec, data, samples)
     tally = Tally()
     if isinstance(spec, Multi):
@@ -64,13 +64,6 @@ def grade(
     show(options, summary, lambda: _text(summary))
     if not tally.whole.n:
         raise InvalidData(f"No line of {data} could be graded; the errors above say why.", param="grader")
-
-
-def _json_of(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{path} is not JSON: {error}.", param="grader") from error
 
 
 def _rows(spec: "Spec", data: Path, samples: Path | None) -> list["Row"]:

@@ -1,11 +1,14 @@
 """What every command takes, and where on the command line it may stand: anywhere."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from tunekeeper.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from tunekeeper.settings import Settings
@@ -40,6 +43,14 @@ def options_of(context: typer.Context) -> Options:
     options = context.obj
     assert isinstance(options, Options)
     return options
+
+
+def grader_of(path: Path) -> Any:
+    """What a --grader file holds; raises InvalidRequest where it is not JSON."""
+    try:
+        return json.loads(path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{path} is not JSON: {error}.", param="grader") from error
 
 
 def hoisted(arguments: Sequence[str]) -> list[str]:

@@ -5,9 +5,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tunekeeper.cli.options import Options
+
+if TYPE_CHECKING:
+    from tunekeeper.cli.client import Client
 
 
 def show(options: Options, value: Any, text: Callable[[], str]) -> None:
@@ -71,6 +75,15 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def save_comparison(client: "Client", path: str, out: Path, **query: Any) -> None:
+    """Write the comparison under a path into a folder: as a page, as Markdown and as JSON."""
+    out.mkdir(parents=True, exist_ok=True)
+    for form, ending in {"json": "json", "markdown": "md", "html": "html"}.items():
+        with (out / f"comparison.{ending}").open("wb") as page:
+            client.download(path, page, **query, format=form)
+    note(f"The page is {out / 'comparison.html'}; beside it the same as Markdown and JSON.")
 
 
 @contextmanager
