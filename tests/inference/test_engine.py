@@ -12,6 +12,7 @@ from tunekeeper.inference import constrain
 from tunekeeper.inference.engine import Engine, chunk_size
 from tunekeeper.inference.packed import PackedWeight, pack
 from tunekeeper.inference.params import Sampling
+from tunekeeper.inference.schedule import WORTH_SHARING
 from tunekeeper.models.load import load_decoder
 from tunekeeper.models.lora import LoraAdapter, LoraPair, new_adapter
 
@@ -315,6 +316,18 @@ def test_weights_that_give_no_numbers_fail_their_own_request_only(make_engine, d
     wanted = make_engine().answer(prompts[1], GREEDY).text
     assert "".join(piece.text for piece in results["good"]) == wanted
     assert engine.answers(prompts, GREEDY)[1].text == wanted
+
+
+def test_long_prompts_that_begin_alike_are_answered_as_each_alone(make_engine, tokenizer):
+    start = tokenizer.encode("<|im_start|>user\n" + "tell me about the city. " * 40)
+    ends = ["paris", "tokyo", "names", "x", "is true", "what is the weather?", "hello", "the assistant"]
+    asked = [f"{one} {other}<|im_end|>\n<|im_start|>assistant\n" for one in ends[:4] for other in ends]
+    many = [start[:350] + tokenizer.encode(text) for text in asked]
+    sampling = Sampling(temperature=0, max_tokens=12, logit_bias={2: -100, 0: -100})
+    together = make_engine(cache_tokens=32 * 512, max_batch=32).answers(many, sampling)
+    assert sum(answer.n_cached for answer in together) > WORTH_SHARING
+    alone = [make_engine().answer(prompt, sampling) for prompt in many]
+    assert texts(together) == texts(alone)
 
 
 def test_steps_are_short_only_while_somebody_reads_an_answer():

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from tunekeeper.inference.regions import Region
-from tunekeeper.inference.schedule import NEVER, Scheduler, Track, common, common_prefix, even_runs
+from tunekeeper.inference.schedule import NEVER, Scheduler, Track, common, common_prefix, even_runs, share
 
 
 def run(scheduler: Scheduler, track: Track, budget: int = 100) -> None:
@@ -188,6 +188,55 @@ def test_regions_of_one_size_at_one_distance_are_one_run():
     assert even_runs(at) == [(0, 3), (3, 5)]
     assert even_runs([Region(0, 64), Region(64, 128), Region(192, 128)]) == [(0, 1), (1, 3)]
     assert even_runs([]) == []
+
+
+def begun(tokens, adapter=None, adapter_from=NEVER) -> Track:
+    track = Track(tokens, adapter=adapter, adapter_from=adapter_from)
+    track.computed = len(tokens) - 1
+    return track
+
+
+def test_those_that_begin_alike_are_told_what_they_share():
+    common = [1] * 4000
+    tracks = [begun([*common, 2]), begun([3] * 500), begun([*common, 4, 5]), begun([*common[:3000], 6, 7])]
+    share(tracks)
+    assert [track.n_shared for track in tracks] == [0, 0, 0, 0], "two spared readings of 3,000 are not worth it"
+    tracks.append(begun([*common, 8]))
+    share(tracks)
+    assert [track.n_shared for track in tracks] == [3000, 0, 3000, 3000, 3000]
+    leaders = {id(track.leader) for track in tracks if track.n_shared}
+    assert len(leaders) == 1
+
+
+def test_one_that_has_little_in_common_does_not_spoil_it_for_the_others():
+    common = [1] * 5000
+    tracks = [begun([*common, n]) for n in (2, 3, 4)] + [begun([*common[:100], 5])]
+    share(tracks)
+    assert [track.n_shared for track in tracks] == [5000, 5000, 5000, 0]
+
+
+def test_two_adapters_share_what_the_base_computed():
+    one, other = object(), object()
+    tracks = [begun([1] * 5000, one, 4500), begun([1] * 5000, other, 4600), begun([1] * 5000, one, 4500)]
+    share(tracks)
+    assert [track.n_shared for track in tracks] == [4500, 4500, 4500]
+
+
+def test_sharing_follows_those_that_come_and_go():
+    scheduler = Scheduler(65536, 8)
+    tracks = [Track([*[1] * 4200, n]) for n in range(3)]
+    for track in tracks:
+        scheduler.add(track)
+    for _ in range(4):
+        step = scheduler.plan(20000)
+        scheduler.done(step)
+        for item in step.work:
+            if not item.track.pending:
+                item.track.tokens.append(9)
+    assert [track.n_shared for track in tracks] == [4200] * 3
+    scheduler.remove(tracks[2])
+    scheduler.done(scheduler.plan(20000))
+    assert [track.n_shared for track in tracks[:2]] == [0, 0]
 
 
 def test_what_is_kept_makes_way_for_those_that_run():

@@ -4,6 +4,9 @@ One buffer for keys and one for values, (layer, key-value head, token slot, head
 is `regions.py`'s business. Sequences that generate attend in one call for each run of equally spaced regions:
 a strided view of the buffer is their keys, without copying any. A chunk of a prompt is one call of its own.
 
+Sequences that begin alike read that beginning once, in one call for all of them; what follows each reads for itself,
+and the two are weighed by their log-sum-exp (Juravsky et al. 2024, "Hydragen").
+
 Shapes: T rows of the step, B sequences of a run, L tokens seen, H heads, K key-value heads, G = H/K, D head
 size.
 """
@@ -17,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tunekeeper.inference.regions import Region
-from tunekeeper.inference.schedule import Copy, Work, even_runs
+from tunekeeper.inference.schedule import Copy, Track, Work, even_runs
 from tunekeeper.models.decoder import DecoderShape
 
 
@@ -58,7 +61,10 @@ class _Run:
     end: int
     first_slot: int
     distance: int
+    n_shared: int
+    """Tokens at the beginning that are another call's business."""
     n_seen: int
+    """Tokens from there on."""
     mask: Tensor | None
     """(B, 1, G, L), added to the scores; None: all see equally much."""
 
@@ -73,6 +79,15 @@ class _Chunk:
     n_seen: int
     mask: Tensor | None
     """(T, L), added to the scores; None: causal from the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Rows of sequences that begin alike, and where that beginning lies."""
+
+    rows: Tensor
+    first_slot: int
+    n_seen: int
 
 
 class StepAttention:
@@ -91,6 +106,7 @@ class StepAttention:
             slots.extend(range(first, first + item.n))
         self._slots_T = torch.tensor(slots, device=cache.keys.device)
         n_single = next((i for i, item in enumerate(work) if item.n > 1), len(work))
+        self._shared = self._plan_shared(work[:n_single])
         self._runs = self._plan_runs(work[:n_single])
         self._chunks = self._plan_chunks(work[n_single:], n_single)
 
@@ -99,24 +115,44 @@ class StepAttention:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys.index_copy_(1, self._slots_T, k_TKD.transpose(0, 1))
         values.index_copy_(1, self._slots_T, v_TKD.transpose(0, 1))
-        if len(self._runs) == 1 and not self._chunks:
-            return self._attend_run(self._runs[0], q_THD, keys, values)
-        parts = [self._attend_run(run, q_THD[run.start : run.end], keys, values) for run in self._runs]
+        if len(self._runs) == 1 and not self._chunks and not self._shared:
+            return self._attend_run(self._runs[0], q_THD, keys, values)[0]
+        runs = [self._attend_run(run, q_THD[run.start : run.end], keys, values) for run in self._runs]
+        parts = [self._with_shared(runs, q_THD, keys, values)] if self._shared else [seen for seen, _ in runs]
         parts += [self._attend_chunk(chunk, q_THD[chunk.start : chunk.end], keys, values) for chunk in self._chunks]
         return torch.cat(parts)
 
-    def _attend_run(self, run: _Run, q_BHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _attend_run(self, run: _Run, q_BHD: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What each row sees of its own, and with `_shared` the log-sum-exp of its scores, (B, H)."""
         shape, n = self.cache.shape, run.end - run.start
         size = (n, shape.n_kv_heads, run.n_seen, shape.head_dim)
         stride = (run.distance * shape.head_dim, self.cache.n_tokens * shape.head_dim, shape.head_dim, 1)
-        at = keys.storage_offset() + run.first_slot * shape.head_dim
-        seen = F.scaled_dot_product_attention(
-            q_BHD.reshape(n, shape.n_kv_heads, self._groups, shape.head_dim),
-            keys.as_strided(size, stride, at),
-            values.as_strided(size, stride, at),
-            attn_mask=run.mask,
-        )
-        return seen.reshape(n, shape.n_heads, shape.head_dim)
+        at = keys.storage_offset() + (run.first_slot + run.n_shared) * shape.head_dim
+        q_BKGD = q_BHD.reshape(n, shape.n_kv_heads, self._groups, shape.head_dim)
+        own = keys.as_strided(size, stride, at), values.as_strided(size, stride, at)
+        if self._shared:
+            seen, weight = _weighed(q_BKGD, *own, run.mask)
+        else:
+            seen, weight = F.scaled_dot_product_attention(q_BKGD, *own, attn_mask=run.mask), q_BHD.new_empty(0)
+        return seen.reshape(n, shape.n_heads, shape.head_dim), weight.reshape(n, -1)
+
+    def _with_shared(
+        self, runs: Sequence[tuple[Tensor, Tensor]], q_THD: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """What the rows see of their own and of the beginnings that they share."""
+        shape = self.cache.shape
+        seen_THD, own_TH = (torch.cat(parts) for parts in zip(*runs, strict=True))
+        for shared in self._shared:
+            n = shared.rows.shape[0]
+            slots = slice(shared.first_slot, shared.first_slot + shared.n_seen)
+            q_BKGD = q_THD[shared.rows].view(n, shape.n_kv_heads, self._groups, shape.head_dim)
+            q_KRD = q_BKGD.transpose(0, 1).reshape(shape.n_kv_heads, -1, shape.head_dim)
+            seen_KRD, weight_KR = (x[0] for x in _weighed(q_KRD[None], keys[None, :, slots], values[None, :, slots]))
+            first_BHD = seen_KRD.unflatten(1, (n, -1)).transpose(0, 1).reshape(n, shape.n_heads, shape.head_dim)
+            weight_BH = weight_KR.unflatten(1, (n, -1)).transpose(0, 1).reshape(n, shape.n_heads)
+            share_BH1 = (weight_BH - own_TH[shared.rows]).sigmoid_()[..., None].to(first_BHD.dtype)
+            seen_THD[shared.rows] = torch.lerp(seen_THD[shared.rows], first_BHD, share_BH1)
+        return seen_THD
 
     def _attend_chunk(self, chunk: _Chunk, q_THD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         slots = slice(chunk.first_slot, chunk.first_slot + chunk.n_seen)
@@ -130,13 +166,30 @@ class StepAttention:
         )
         return seen[0].transpose(0, 1)
 
+    def _plan_shared(self, work: Sequence[Work]) -> list[_Shared]:
+        if self.cache.keys.device.type != "cpu":
+            return []  # the log-sum-exp comes from the processor's kernel
+        rows: dict[int, list[int]] = {}
+        leaders: dict[int, Track] = {}
+        for row, item in enumerate(work):
+            leader = item.track.leader
+            if leader is not None and leader.region is not None:
+                rows.setdefault(id(leader), []).append(row)
+                leaders[id(leader)] = leader
+        return [
+            _Shared(torch.tensor(at), _region_of(leaders[key]).start, leaders[key].n_shared) for key, at in rows.items()
+        ]
+
     def _plan_runs(self, work: Sequence[Work]) -> list[_Run]:
         regions = [_region(item) for item in work]
+        shared = [item.track.n_shared if self._shared else 0 for item in work]
         runs = []
-        for start, end in even_runs(regions):
-            seen = [item.track.computed + 1 for item in work[start:end]]
+        for start, end in even_runs(regions, shared):
+            n_shared = shared[start]
+            seen = [item.track.computed + 1 - n_shared for item in work[start:end]]
             distance = regions[start + 1].start - regions[start].start if end - start > 1 else 0
-            runs.append(_Run(start, end, regions[start].start, distance, max(seen), self._length_mask(seen)))
+            mask = self._length_mask(seen)
+            runs.append(_Run(start, end, regions[start].start, distance, n_shared, max(seen), mask))
         return runs
 
     def _plan_chunks(self, work: Sequence[Work], start: int) -> list[_Chunk]:
@@ -165,7 +218,17 @@ class StepAttention:
         return mask_TL.triu_(before + 1)
 
 
+def _weighed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Attention, and the log-sum-exp of each row's scores."""
+    seen, weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)
+    return seen, weight
+
+
 def _region(item: Work) -> Region:
-    if item.track.region is None:
+    return _region_of(item.track)
+
+
+def _region_of(track: Track) -> Region:
+    if track.region is None:
         raise AssertionError("work is planned only for tracks that have a region")
-    return item.track.region
+    return track.region

@@ -504,10 +504,10 @@ def _in_order(work: Iterable[Work]) -> list[Work]:
     """Single tokens first, equal adapters together, regions ascending: as attention and LoRA want them."""
     ranks: dict[int, int] = {}
 
-    def place(item: Work) -> tuple[bool, int, int, int]:
-        region = item.track.region
+    def place(item: Work) -> tuple[bool, int, int, int, int]:
+        track, region = item.track, item.track.region
         assert region is not None
-        return item.n > 1, ranks.setdefault(id(item.track.adapter), len(ranks)), region.size, region.start
+        return item.n > 1, ranks.setdefault(id(track.adapter), len(ranks)), track.n_shared, region.size, region.start
 
     return sorted(work, key=place)
 

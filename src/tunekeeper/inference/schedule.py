@@ -12,7 +12,7 @@ first.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,12 @@ ROOM = 64
 
 WORTH_WAITING = 32
 """Prompt tokens that a running computation must be about to provide, for a new prompt to wait for them."""
+
+LEAST_SHARED = 64
+"""Tokens of a beginning that sequences must have in common to read its keys and values together."""
+
+WORTH_SHARING = 8192
+"""Keys whose reading this must save, for it costs a few calls more."""
 
 NEVER = 1 << 60
 """`adapter_from` of a sequence on the bare base."""
@@ -41,6 +47,9 @@ class Track:
     computed: int = 0
     n_cached: int = 0
     """Tokens that were copied rather than computed when the sequence first began."""
+    leader: "Track | None" = None
+    """Whose keys and values of the first `n_shared` tokens are read for all that begin alike."""
+    n_shared: int = 0
     n_prompt: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +101,7 @@ class Scheduler:
         self.running: list[Track] = []
         self._kept: list[Track] = []  # finished, least recently used first
         self._copies: list[Copy] = []
+        self._together: list[Track] = []  # those that generate, as `share` last saw them
 
     @property
     def max_tokens(self) -> int:
@@ -147,6 +157,10 @@ class Scheduler:
             if n and self._fit(track, track.computed + n):
                 work.append(Work(track, n))
                 budget -= n if track.pending > 1 else 0
+        generating = [item.track for item in work if item.n == 1]
+        if generating != self._together:
+            self._together = generating
+            share(generating)
         copies, self._copies = tuple(self._copies), []
         return Step(copies, tuple(work))
 
@@ -247,6 +261,29 @@ class Scheduler:
         return True
 
 
+def share(tracks: Sequence[Track]) -> None:
+    """Say of each sequence which beginning it has in common with others, so that it is read once for all."""
+    group: list[Track] = []
+    n = 0
+    for track in sorted(tracks, key=lambda track: track.tokens):
+        track.leader, track.n_shared = None, 0
+        more = min(common(group[0], track), track.computed) if group else 0
+        if more >= max(LEAST_SHARED, n // 2):  # a shorter beginning for all would cost more than it saves
+            n = min(n, more)
+            group.append(track)
+            continue
+        _lead(group, n)
+        group, n = [track], track.computed
+    _lead(group, n)
+
+
+def _lead(group: Sequence[Track], n: int) -> None:
+    if (len(group) - 1) * n < WORTH_SHARING:
+        return
+    for track in group:
+        track.leader, track.n_shared = group[0], n
+
+
 def common(a: Track, b: Track) -> int:
     """How many tokens at the beginning are equal and were computed by the same weights."""
     n = common_prefix(a.tokens, b.tokens)
@@ -267,13 +304,16 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
-def even_runs(regions: Iterable[Region]) -> list[tuple[int, int]]:
-    """Split regions into runs [start, end) of one size at one distance: each is a single strided view."""
-    items = list(regions)
+def even_runs(regions: Sequence[Region], shared: Sequence[int] = ()) -> list[tuple[int, int]]:
+    """Split regions into runs [start, end) of one size at one distance: each is a single strided view.
+
+    `shared` is how much of each is not to be read; a run has one number.
+    """
     runs: list[tuple[int, int]] = []
     start = 0
-    for end in range(1, len(items) + 1):
-        if end == len(items) or not _continues(items[start : end + 1]):
+    for end in range(1, len(regions) + 1):
+        together = end < len(regions) and (not shared or shared[end] == shared[start])
+        if not together or not _continues(regions[start : end + 1]):
             runs.append((start, end))
             start = end
     return runs
