@@ -84,7 +84,7 @@ def turns(questions: Sequence[bfcl.Question]) -> list[trial.Json]:
 
 
 def main() -> None:
-    parser = trial.parser(__doc__, examples=160, items=60)
+    parser = trial.parser(__doc__, examples=400, items=60)
     parser.add_argument("wheel", type=Path, help="bfcl_eval-….whl")
     parser.add_argument("--tools", type=int, default=16)
     arguments = parser.parse_args()
