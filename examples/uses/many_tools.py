@@ -96,7 +96,8 @@ def main() -> None:
     lines = [{"messages": turns([question]), "tools": names} for question in train]
     tuned = arguments.tuned or trial.tune(client, arguments, lines, "tools")
 
-    shown = turns(sorted(train, key=lambda each: len(each.text))[:4])
+    shortest = {each.name: each for each in sorted(train, key=lambda each: -len(each.text))}  # of each function
+    shown = turns(sorted(shortest.values(), key=lambda each: len(each.text))[:4])
     items = []
     for question in held_out:
         asked = trial.user(question.text)
