@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunekeeper.demo.tasks import allowed_name, plain_schema, rows_of
+
 Json = dict[str, Any]
 
 LONGEST_QUESTION, LONGEST_FUNCTION = 250, 1400
 """Characters."""
-_JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +41,16 @@ class Question:
 def read(wheel: Path, n_functions: int, seed: int) -> tuple[list[Json], list[Question]]:
     """The functions as OpenAI's tools, and the questions that one of them answers, shuffled."""
     with zipfile.ZipFile(wheel) as archive:
-        rows = _rows(archive, "BFCL_v4_live_multiple.json")
+        rows = rows_of(archive, "BFCL_v4_live_multiple.json")
         truths = {
-            row["id"]: row["ground_truth"][0] for row in _rows(archive, "possible_answer/BFCL_v4_live_multiple.json")
+            row["id"]: row["ground_truth"][0] for row in rows_of(archive, "possible_answer/BFCL_v4_live_multiple.json")
         }
     questions: dict[str, Question] = {}
     for row in rows:
         ((name, accepted),) = truths[row["id"]].items()
         turns = row["question"][0]
         if len(row["question"]) == len(turns) == 1 and len(turns[0]["content"]) <= LONGEST_QUESTION:
-            question = Question(text=turns[0]["content"], name=_allowed(name), accepted=accepted)
+            question = Question(text=turns[0]["content"], name=allowed_name(name), accepted=accepted)
             if not any(isinstance(value, dict) for values in accepted.values() for value in values):
                 questions.setdefault(question.text, question)
     functions = _functions(rows)
@@ -70,29 +71,10 @@ def _functions(rows: Sequence[Json]) -> dict[str, Json]:
     for row in rows:
         for function in row["function"]:
             plain = {
-                "name": _allowed(function["name"]),
+                "name": allowed_name(function["name"]),
                 "description": function["description"],
-                "parameters": _schema(function["parameters"]),
+                "parameters": plain_schema(function["parameters"]),
             }
             wordings.setdefault(plain["name"], Counter())[json.dumps(plain)] += 1
     frequent = {name: counts.most_common(1)[0][0] for name, counts in wordings.items()}
     return {name: json.loads(text) for name, text in frequent.items() if len(text) <= LONGEST_FUNCTION}
-
-
-def _rows(archive: zipfile.ZipFile, member: str) -> list[Json]:
-    lines = archive.read(f"bfcl_eval/data/{member}").decode("utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def _allowed(name: str) -> str:
-    return name.replace(".", "_")  # OpenAI's names have no dots
-
-
-def _schema(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_schema(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    plain = {key: _schema(value) for key, value in schema.items()}
-    kind = plain.get("type")
-    return plain | {"type": _JSON_TYPES.get(kind, kind)} if isinstance(kind, str) else plain

@@ -21,6 +21,8 @@ from typing import Any
 
 from openai import OpenAI
 
+from tunekeeper.evals.statistics import wilson
+
 Json = dict[str, Any]
 
 RECIPE: Json = {"n_epochs": 2, "batch_size": 8, "learning_rate_multiplier": 1.5, "adapter_scope": "completion"}
@@ -64,7 +66,7 @@ class Measured:
         for row, run in zip(self.rows, self.runs, strict=True):
             counts, used = run.result_counts, sum(each.prompt_tokens for each in run.per_model_usage)
             graded = counts.passed + counts.failed
-            low, high = wilson(counts.passed, graded)
+            low, high = wilson(counts.passed, graded) if graded else (0.0, 1.0)
             by_grader = {each.testing_criteria: each for each in run.per_testing_criteria_results}
             cells = [
                 row.name + (f" ({counts.errored} errors)" if counts.errored else ""),
@@ -76,16 +78,6 @@ class Measured:
             ]
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    if not n:
-        return 0.0, 1.0
-    z = 1.959964
-    share, width = right / n, z * z / n
-    middle, half = share + width / 2, z * math.sqrt(share * (1 - share) / n + width / (4 * n))
-    return max(0.0, (middle - half) / (1 + width)), min(1.0, (middle + half) / (1 + width))
 
 
 def parser(doc: str, *, examples: int, items: int) -> argparse.ArgumentParser:

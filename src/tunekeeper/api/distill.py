@@ -44,7 +44,7 @@ from tunekeeper.types import File, Job, Json
 router = APIRouter(prefix="/fine_tuning/distill")
 
 _PURPOSES = {"train": "fine-tune", "held_out": "evals", "provenance": "user_data"}
-_OPEN_RUNS = ("queued", "in_progress", "completed")
+_OPEN_RUNS = (*UNENDED, "completed")
 _evaluating = asyncio.Lock()
 """An evaluation is started once, however many ask for it."""
 
@@ -251,17 +251,7 @@ def _check_enough(found: Found, recipe: Recipe, least: int) -> None:
 
 
 def _file(services: Services, name: str, writer: BlobWriter) -> File:
-    sha256, size = writer.commit()
-    file = files.new_file(
-        services,
-        filename=f"distill-{name.replace('_', '-')}.jsonl",
-        purpose=_PURPOSES[name],
-        sha256=sha256,
-        size=size,
-        expires_after_s=None,
-    )
-    services.store.add_file(file, blob_exists=services.blobs.exists)
-    return file
+    return files.written(services, writer, filename=f"distill-{name.replace('_', '-')}.jsonl", purpose=_PURPOSES[name])
 
 
 def _job(job_id: str, services: Services) -> Job:

@@ -15,6 +15,7 @@ from tunekeeper.api.services import Services, ServicesDep
 from tunekeeper.datasets.formats import detect_method
 from tunekeeper.datasets.validate import check
 from tunekeeper.errors import InvalidRequest, NotFound
+from tunekeeper.storage.blobs import BlobWriter
 from tunekeeper.types import File, Json, Purpose, new_id
 
 router = APIRouter()
@@ -136,6 +137,14 @@ def new_file(
         status="uploaded" if purpose in CHECKED_PURPOSES else "processed",
         expires_at=None if expires_after_s is None else now + expires_after_s,
     )
+
+
+def written(services: Services, writer: BlobWriter, *, filename: str, purpose: str) -> File:
+    """A file of this server's own making: keep what the writer was given."""
+    sha256, size = writer.commit()
+    file = new_file(services, filename=filename, purpose=purpose, sha256=sha256, size=size, expires_after_s=None)
+    services.store.add_file(file, blob_exists=services.blobs.exists)
+    return file
 
 
 def begin_check(services: Services, file: File) -> None:

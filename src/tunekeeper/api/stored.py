@@ -106,16 +106,8 @@ def export_completions(body: ExportBody, services: ServicesDep) -> Json:
         found = export(services.store.iter_completions(body.filter.filter()), writer, body.format)
         if not found.lines:
             raise _nothing(found)
-        sha256, size = writer.commit()
-    file = files.new_file(
-        services,
-        filename=f"stored-completions.{body.format}.jsonl",
-        purpose=_PURPOSES[body.format],
-        sha256=sha256,
-        size=size,
-        expires_after_s=None,
-    )
-    services.store.add_file(file, blob_exists=services.blobs.exists)
+        name = f"stored-completions.{body.format}.jsonl"
+        file = files.written(services, writer, filename=name, purpose=_PURPOSES[body.format])
     files.begin_check(services, file)
     return {
         "object": "chat.completion.export",

@@ -98,12 +98,14 @@ def read_tasks(wheel: Path) -> list[Task]:
     tasks = []
     with zipfile.ZipFile(wheel) as archive:
         for name in SETS:
-            answers = {row["id"]: row["ground_truth"] for row in _rows(archive, f"possible_answer/BFCL_v4_{name}.json")}
-            tasks += [_task(row, answers[row["id"]]) for row in _rows(archive, f"BFCL_v4_{name}.json")]
+            truths = rows_of(archive, f"possible_answer/BFCL_v4_{name}.json")
+            answers = {row["id"]: row["ground_truth"] for row in truths}
+            tasks += [_task(row, answers[row["id"]]) for row in rows_of(archive, f"BFCL_v4_{name}.json")]
     return tasks
 
 
-def _rows(archive: zipfile.ZipFile, member: str) -> list[Json]:
+def rows_of(archive: zipfile.ZipFile, member: str) -> list[Json]:
+    """The lines of a data file of the wheel."""
     lines = archive.read(f"bfcl_eval/data/{member}").decode("utf-8").splitlines()
     return [json.loads(line) for line in lines if line.strip()]
 
@@ -114,27 +116,29 @@ def _task(row: Json, truth: list[dict[str, dict[str, Any]]]) -> Task:
         id=row["id"],
         messages=[message for turn in row["question"] for message in turn],
         tools=[_tool(function) for function in row["function"]],
-        name=_allowed(name),
+        name=allowed_name(name),
         accepted=accepted,
     )
 
 
 def _tool(function: Json) -> Json:
-    parts = {"description": function["description"], "parameters": _schema(function["parameters"])}
-    return {"type": "function", "function": {"name": _allowed(function["name"]), **parts}}
+    parts = {"description": function["description"], "parameters": plain_schema(function["parameters"])}
+    return {"type": "function", "function": {"name": allowed_name(function["name"]), **parts}}
 
 
-def _allowed(name: str) -> str:
+def allowed_name(name: str) -> str:
+    """A function's name as OpenAI takes it."""
     return name.replace(".", "_")  # OpenAI's names have no dots; the leaderboard itself does the same for its models
 
 
-def _schema(schema: Any) -> Any:
+def plain_schema(schema: Any) -> Any:
+    """A schema with JSON's names of types instead of Python's."""
     if isinstance(schema, list):
-        return [_schema(item) for item in schema]
+        return [plain_schema(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     kind = schema.get("type")
-    plain = {key: _schema(value) for key, value in schema.items()}
+    plain = {key: plain_schema(value) for key, value in schema.items()}
     return plain | {"type": _JSON_TYPES.get(kind, kind)} if isinstance(kind, str) else plain
 
 

@@ -102,7 +102,7 @@ class StepAttention:
         self._groups = shape.n_heads // shape.n_kv_heads
         slots: list[int] = []
         for item in work:
-            first = _region(item).start + item.track.computed
+            first = _region(item.track).start + item.track.computed
             slots.extend(range(first, first + item.n))
         self._slots_T = torch.tensor(slots, device=cache.keys.device)
         n_single = next((i for i, item in enumerate(work) if item.n > 1), len(work))
@@ -169,19 +169,14 @@ class StepAttention:
     def _plan_shared(self, work: Sequence[Work]) -> list[_Shared]:
         if self.cache.keys.device.type != "cpu":
             return []  # the log-sum-exp comes from the processor's kernel
-        rows: dict[int, list[int]] = {}
-        leaders: dict[int, Track] = {}
+        rows: dict[Track, list[int]] = {}
         for row, item in enumerate(work):
-            leader = item.track.leader
-            if leader is not None and leader.region is not None:
-                rows.setdefault(id(leader), []).append(row)
-                leaders[id(leader)] = leader
-        return [
-            _Shared(torch.tensor(at), _region_of(leaders[key]).start, leaders[key].n_shared) for key, at in rows.items()
-        ]
+            if item.track.leader is not None:
+                rows.setdefault(item.track.leader, []).append(row)
+        return [_Shared(torch.tensor(at), _region(leader).start, leader.n_shared) for leader, at in rows.items()]
 
     def _plan_runs(self, work: Sequence[Work]) -> list[_Run]:
-        regions = [_region(item) for item in work]
+        regions = [_region(item.track) for item in work]
         shared = [item.track.n_shared if self._shared else 0 for item in work]
         runs = []
         for start, end in even_runs(regions, shared):
@@ -197,7 +192,7 @@ class StepAttention:
         for item in work:
             before = item.track.computed
             mask = None if before == 0 else self._causal_mask(item.n, before)
-            chunks.append(_Chunk(start, start + item.n, _region(item).start, before + item.n, mask))
+            chunks.append(_Chunk(start, start + item.n, _region(item.track).start, before + item.n, mask))
             start += item.n
         return chunks
 
@@ -224,11 +219,7 @@ def _weighed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tup
     return seen, weight
 
 
-def _region(item: Work) -> Region:
-    return _region_of(item.track)
-
-
-def _region_of(track: Track) -> Region:
+def _region(track: Track) -> Region:
     if track.region is None:
         raise AssertionError("work is planned only for tracks that have a region")
     return track.region
