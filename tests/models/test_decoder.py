@@ -65,8 +65,10 @@ def adapter_for(decoder: Decoder) -> LoraAdapter:
 def our_loss(decoder: Decoder, adapter: LoraAdapter | None) -> torch.Tensor:
     packed = pack(TREES)
     rows = (AdapterRows(adapter, 0, packed.size),) if adapter else ()
-    hidden = decoder.hidden(packed.tokens_T, packed.positions_T, TreeAttention(packed.spans), adapters=rows)
-    logprob, _ = token_logprobs(hidden[packed.source_N], decoder.head_VE, packed.target_N, decoder.head_bias_V)
+    hidden_NE = decoder.hidden(
+        packed.tokens_T, packed.positions_T, TreeAttention(packed.spans), adapters=rows, rows_N=packed.source_N
+    )
+    logprob, _ = token_logprobs(hidden_NE, decoder.head_VE, packed.target_N, decoder.head_bias_V)
     return cross_entropy(LossInputs(logprob, packed.weight_N, packed.branch_N), 17.0)
 
 
@@ -128,6 +130,23 @@ def test_logits_and_adapter_gradients_equal_those_of_transformers_with_peft(fami
     reference.backward()
     assert float(loss.detach()) == pytest.approx(float(reference.detach()), rel=1e-5)
     assert relative_error([a.grad for a, _ in pairs], [b.grad for _, b in pairs]) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_rows_that_are_asked_for_are_those_of_all_rows_with_each_row_s_adapter(family: str, tmp_path: Path) -> None:
+    decoder = load_decoder(save({**FAMILY, **FOREIGN}[family], tmp_path / family), dtype="fp32")
+    first, second = adapter_for(decoder), adapter_for(decoder)
+    for pair in second.pairs.values():
+        pair.b_OR.data.neg_()
+    packed = pack(TREES)
+    attention = TreeAttention(packed.spans)
+    adapters = (AdapterRows(first, 3, 9), AdapterRows(second, 9, 12), AdapterRows(first, 20, packed.size))
+    with torch.no_grad():
+        whole_TE = decoder.hidden(packed.tokens_T, packed.positions_T, attention, adapters=adapters)
+        for chosen in ([], [0], [2, 3, 8, 9, 11, 12], [19, 20, packed.size - 1], [10, 10, 30]):
+            rows_N = torch.tensor(chosen, dtype=torch.long)
+            some_NE = decoder.hidden(packed.tokens_T, packed.positions_T, attention, adapters=adapters, rows_N=rows_N)
+            torch.testing.assert_close(some_NE, whole_TE[rows_N])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])

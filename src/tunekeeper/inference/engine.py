@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -332,28 +333,24 @@ class Engine:
         began = time.perf_counter()
         tokens = [token for item in work for token in _tokens(item)]
         positions = [position for item in work for position in _positions(item)]
-        hidden_TE = self.decoder.hidden(
+        ends = zip(work, accumulate(item.n for item in work), strict=True)
+        last = [(item.track.owner, end - 1) for item, end in ends if item.reaches_end]
+        rows = torch.tensor([row for _, row in last], dtype=torch.long, device=self.decoder.device)
+        hidden_NE = self.decoder.hidden(
             torch.tensor(tokens, device=self.decoder.device),
             torch.tensor(positions, device=self.decoder.device),
             StepAttention(self._cache, work),
             adapters=_adapter_rows(work),
+            rows_N=rows if len(rows) < len(tokens) else None,
         )
-        self._choose(hidden_TE, work, step)
+        self._scheduler.done(step)
+        if last:
+            self._choose(hidden_NE, [ticket for ticket, _ in last])
         if len(tokens) >= SMALLEST_CHUNK and any(item.n > 1 for item in work):
             self._seconds_per_row = (time.perf_counter() - began) / len(tokens)
 
-    def _choose(self, hidden_TE: torch.Tensor, work: Sequence[Work], step: Step) -> None:
-        rows, tickets, row = [], [], -1
-        for item in work:
-            row += item.n
-            if item.reaches_end:
-                rows.append(row)
-                tickets.append(item.track.owner)
-        self._scheduler.done(step)
-        if not tickets:
-            return
-        chosen_NE = hidden_TE if len(rows) == len(hidden_TE) else hidden_TE[rows]
-        logits_NV = self.decoder.logits(chosen_NE)[:, : self.tokenizer.vocab_size]
+    def _choose(self, hidden_NE: torch.Tensor, tickets: Sequence[Ticket]) -> None:
+        logits_NV = self.decoder.logits(hidden_NE)[:, : self.tokenizer.vocab_size]
         for ticket in tickets:
             if ticket.matcher is not None:
                 ticket.draw.allowed_words = ticket.matcher.allowed()

@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tunekeeper.errors import Unsupported
-from tunekeeper.models.lora import AdapterRows, lora_linear, low_rank_backward, low_rank_forward
+from tunekeeper.models.lora import AdapterRows, chosen_rows, lora_linear, low_rank_backward, low_rank_forward
 from tunekeeper.types import Json
 
 
@@ -62,8 +62,13 @@ class Decoder(Protocol):
         attention: Attention,
         *,
         adapters: Sequence[AdapterRows] = (),
+        rows_N: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, (T, E) in fp32."""
+        """Hidden states after the final norm of the rows that are asked for, or of all: (N, E) in fp32.
+
+        Attention aside, the last layer is computed for these only. A row may be asked for more than once; where
+        an adapter acts on some rows only, they ascend.
+        """
         ...
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
@@ -248,10 +253,11 @@ class LlamaDecoder:
         attention: Attention,
         *,
         adapters: Sequence[AdapterRows] = (),
+        rows_N: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, (T, E) in fp32."""
+        """Hidden states after the final norm of the rows that are asked for, or of all: (N, E) in fp32."""
         x_TE = F.embedding(tokens_T, self.embedding_VE)
-        return self.hidden_above(0, x_TE, positions_T, attention, adapters=adapters)
+        return self.hidden_above(0, x_TE, positions_T, attention, adapters=adapters, rows_N=rows_N)
 
     def stream_below(self, layer: int, tokens_T: Tensor, positions_T: Tensor, attention: Attention) -> Tensor:
         """The residual stream that a layer reads, without adapters, (T, E) in fp32."""
@@ -269,11 +275,14 @@ class LlamaDecoder:
         attention: Attention,
         *,
         adapters: Sequence[AdapterRows] = (),
+        rows_N: Tensor | None = None,
     ) -> Tensor:
         """`hidden` from the residual stream that a layer reads."""
         cos_T1D, sin_T1D = self._rotary(positions_T)
-        for index in range(layer, self.shape.n_layers):
+        last = self.shape.n_layers - 1
+        for index in range(layer, last):
             x_TE = self._layer(index, x_TE, cos_T1D, sin_T1D, attention, adapters)
+        x_TE = self._layer(last, x_TE, cos_T1D, sin_T1D, attention, adapters, rows_N)
         return rms_norm(x_TE, self.final_norm_E, self.config.norm_eps, torch.float32)
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
@@ -288,6 +297,7 @@ class LlamaDecoder:
         sin_T1D: Tensor,
         attention: Attention,
         adapters: Sequence[AdapterRows],
+        rows_N: Tensor | None = None,
     ) -> Tensor:
         layer, s, eps = self.layers[index], self.shape, self.config.norm_eps
         normed_TE = rms_norm(x_TE, layer.norm1_E, eps, self.dtype)
@@ -299,6 +309,9 @@ class LlamaDecoder:
             k_TKD = rms_norm(k_TKD, layer.k_norm_D, eps, self.dtype)
         q_THD, k_TKD = rotate(q_THD, cos_T1D, sin_T1D), rotate(k_TKD, cos_T1D, sin_T1D)
         seen_TO = attention(index, q_THD, k_TKD, v_TKD).reshape(x_TE.shape[0], -1)
+        if rows_N is not None:
+            x_TE, seen_TO = x_TE.index_select(0, rows_N), seen_TO.index_select(0, rows_N)
+            adapters = chosen_rows(adapters, rows_N)
         x_TE = x_TE + lora_linear(seen_TO, layer.o_EO, layer.o_bias_E, layer.o_names, (s.hidden_size,), adapters)
         return self._mlp(layer, x_TE, adapters)
 

@@ -147,8 +147,9 @@ class TransformersDecoder:
         attention: Attention,
         *,
         adapters: Sequence[AdapterRows] = (),
+        rows_N: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, (T, E) in fp32."""
+        """Hidden states after the final norm of the rows that are asked for, or of all: (N, E) in fp32."""
         self._running.attention, self._running.adapters = attention, adapters
         try:
             body = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
@@ -156,7 +157,7 @@ class TransformersDecoder:
         finally:
             self._running.attention, self._running.adapters = None, ()
         states: Tensor = output.last_hidden_state[0]
-        return states.float()
+        return (states if rows_N is None else states.index_select(0, rows_N)).float()
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
         """Logits, (N, V) in fp32."""

@@ -109,6 +109,17 @@ class AdapterRows:
     end: int
 
 
+def chosen_rows(adapters: Sequence[AdapterRows], rows_N: Tensor) -> tuple[AdapterRows, ...]:
+    """The same ranges, counted among the chosen rows: these ascend, or a range holds all of them."""
+    ends = torch.tensor([(rows.start, rows.end) for rows in adapters], dtype=rows_N.dtype, device=rows_N.device)
+    places: list[list[int]] = torch.searchsorted(rows_N, ends.view(-1, 2)).tolist()
+    return tuple(
+        AdapterRows(rows.adapter, start, end)
+        for rows, (start, end) in zip(adapters, places, strict=True)
+        if start < end
+    )
+
+
 def lora_linear(
     x_TI: Tensor,
     weight_OI: Tensor,

@@ -70,7 +70,8 @@ class FastForest(Forest):
     ) -> Tensor:
         x_TE = torch.cat(self._streams(batch))
         positions_T = packed.positions_T.to(self.decoder.device)
-        return self.top.hidden_above(self.top.first, x_TE, positions_T, attention, adapters=rows)
+        source_N = packed.source_N.to(self.decoder.device)
+        return self.top.hidden_above(self.top.first, x_TE, positions_T, attention, adapters=rows, rows_N=source_N)
 
     def _streams(self, batch: Sequence[int]) -> list[Tensor]:
         """What the lowest trained layer reads of each tree, (T, E) in fp32."""

@@ -81,8 +81,9 @@ class FrozenPrefixes:
     def _record(self, packed: Packed, attention: TreeAttention | PrefixAttention) -> list[Tensor]:
         recorder = Recorder(attention)
         device = self.decoder.device
+        none = torch.empty(0, dtype=torch.long, device=device)
         with torch.no_grad():
-            self.decoder.hidden(packed.tokens_T.to(device), packed.positions_T.to(device), recorder)
+            self.decoder.hidden(packed.tokens_T.to(device), packed.positions_T.to(device), recorder, rows_N=none)
         return recorder.prefixes()
 
     def rest(self, index: int) -> tuple[Tree, int]:

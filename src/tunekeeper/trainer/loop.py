@@ -100,13 +100,11 @@ class Forest:
         packed, attention = self._packed(batch)
         device = self.decoder.device
         rows = (AdapterRows(self.adapter, 0, packed.size),) if self.adapter else ()
-        hidden_TE = self._hidden(batch, packed, attention, rows)
-        source_N, target_N = packed.source_N.to(device), packed.target_N.to(device)
-        hidden_NE, bias_V = hidden_TE[source_N], self.decoder.head_bias_V
+        hidden_NE, bias_V = self._hidden(batch, packed, attention, rows), self.decoder.head_bias_V
         if self.temperature != 1:  # the log-probabilities that tokens were sampled with
             hidden_NE = hidden_NE / self.temperature
             bias_V = None if bias_V is None else bias_V / self.temperature
-        return packed, *token_logprobs(hidden_NE, self.decoder.head_VE, target_N, bias_V)
+        return packed, *token_logprobs(hidden_NE, self.decoder.head_VE, packed.target_N.to(device), bias_V)
 
     def _packed(self, batch: Sequence[int]) -> tuple[Packed, Attention]:
         """What is computed of a batch, and what its tokens see."""
@@ -120,8 +118,15 @@ class Forest:
     def _hidden(
         self, batch: Sequence[int], packed: Packed, attention: Attention, rows: Sequence[AdapterRows]
     ) -> Tensor:
+        """Of the rows that predict a token, in the order of these."""
         device = self.decoder.device
-        return self.decoder.hidden(packed.tokens_T.to(device), packed.positions_T.to(device), attention, adapters=rows)
+        return self.decoder.hidden(
+            packed.tokens_T.to(device),
+            packed.positions_T.to(device),
+            attention,
+            adapters=rows,
+            rows_N=packed.source_N.to(device),
+        )
 
     def share(self, other: "Forest") -> None:
         """Take over what another run on the same trees and the same frozen weights has computed."""
