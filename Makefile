@@ -40,8 +40,7 @@ setup-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) "$(TORCH)"
-	$(PIP) --editable ".[train,demo]"
+	$(PIP) "$(TORCH)" --editable ".[train,demo]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
