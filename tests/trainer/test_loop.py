@@ -225,6 +225,15 @@ def test_the_curves_are_named_in_plain_words(steps: list[Step], code: str, since
     assert (first.code, first.step) == (code, since)
 
 
+def test_a_loss_above_its_best_is_not_called_falling_too() -> None:
+    assert [finding.code for finding in diagnose(history(FALLING, {10: 1.0, 20: 1.5, 30: 1.2}))] == ["over_fitting"]
+
+
+def test_losses_of_different_validation_examples_are_not_compared() -> None:
+    steps = [replace(step, valid_loss=1.0 + step.step / 10) for step in history(FALLING, {30: 1.2})]
+    assert [finding.code for finding in diagnose(steps)] == ["healthy"]
+
+
 def test_nothing_is_said_of_a_few_steps() -> None:
     assert diagnose(history([3.0, 9.0, 27.0])) == []
 

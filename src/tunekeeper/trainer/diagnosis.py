@@ -58,8 +58,8 @@ def _diverging(history: Sequence[Step]) -> Finding | None:
 
 
 def _validation(history: Sequence[Step]) -> list[tuple[int, float]]:
-    full = [(s.step, s.full_valid_loss) for s in history if s.full_valid_loss is not None]
-    return full if len(full) >= 2 else [(s.step, s.valid_loss) for s in history if s.valid_loss is not None]
+    # Of the whole validation file: `valid_loss` is of other examples each time, and cannot be compared with itself.
+    return [(s.step, s.full_valid_loss) for s in history if s.full_valid_loss is not None]
 
 
 def _over_fitting(history: Sequence[Step]) -> Finding | None:
@@ -107,7 +107,7 @@ def _under_fitting(history: Sequence[Step]) -> Finding | None:
     if len(curve) < 2 or history[-1].step < history[-1].total_steps:
         return None
     before, last = curve[-2][1], curve[-1][1]
-    if last > 0.95 * before:
+    if last > 0.95 * before or last > min(loss for _, loss in curve):
         return None
     return Finding(
         "info", "under_fitting", history[-1].step,
