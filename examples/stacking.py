@@ -119,7 +119,7 @@ def main() -> None:
 
 def _recipes(changes: Iterable[str]) -> Mapping[str, dict[str, Any]]:
     recipes: dict[str, dict[str, Any]] = {
-        "sft": {"n_epochs": 2, "batch_size": 8, "learning_rate_multiplier": 1.5, "adapter_scope": "completion"},
+        "sft": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 1.5, "prompt_loss_weight": 0.1},
         "rft": {"n_epochs": 1, "batch_size": 8, "num_generations": 8, "max_completion_tokens": 64, "eval_interval": 15},
         "dpo": {"n_epochs": 1, "batch_size": 8, "beta": 0.1},
     }

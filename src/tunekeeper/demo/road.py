@@ -29,15 +29,24 @@ if TYPE_CHECKING:
     import openai
 
 BASE = "smollm2-135m"
-N_TRAINING, MAX_TRAINING_PROMPT = 256, 200
+MAX_TRAINING_PROMPT = 200
 """The shorter questions are trained on, for a processor pays by the token; the held-out ones are of every length."""
 HYPERPARAMETERS: Json = {
     "n_epochs": 1,
     "batch_size": 4,
     "learning_rate_multiplier": 1.5,
+    "prompt_loss_weight": 0.1,
     "save_every": 25,
     "eval_steps": 25,
 }
+SECONDS = 540
+"""What all of it may take, with a minute left for setting up the environment: so many questions are trained on."""
+FEWEST = 120
+"""Questions that are trained on however slow the machine is."""
+MARGIN = 1.1
+"""What the tuned model's questions may take, in the base's seconds; and training, in the estimate's."""
+JOB_SECONDS = 20
+"""Of a job before its first step and after its last: checks, a process, the weights."""
 REPORT = Path("demo-report")
 
 
@@ -56,8 +65,12 @@ def run(settings: Settings) -> None:
     with background(settings) as base_url:
         console.print(f"A server listens on {base_url}; from here on it is the openai client that speaks.")
         client = openai.OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=600)
-        job, events = _tune(client, train, validation, console)
-        scores = _evaluate(client, job.fine_tuned_model or "", train, held_out, console)
+        base = _evaluate(client, "base, zero-shot", BASE, [], held_out, console)
+        few = _evaluate(client, "base, 3 examples in the prompt", BASE, few_shot(train), held_out, console)
+        deadline = began + SECONDS - MARGIN * base.seconds
+        job, events = _tune(client, train, validation, deadline, console)
+        tuned = _evaluate(client, "tuned, zero-shot", job.fine_tuned_model or "", [], held_out, console)
+        scores = [base, few, tuned]
         table = _table(scores)
         console.print(table)
         page = write_page(REPORT, job=job.to_dict(), events=events, scores=scores)
@@ -89,27 +102,36 @@ def _prepare(settings: Settings, console: Console) -> tuple[list[Task], list[Tas
     held_out, rest = tasks[:N_HELD_OUT], tasks[N_HELD_OUT:]
     validation = rest[:N_VALIDATION]
     short = [task for task in rest[N_VALIDATION:] if prompt_size(task, tokenizer) <= MAX_TRAINING_PROMPT]
-    train = short[:N_TRAINING]
     console.print(
-        f"{len(tasks)} real questions with checked answers: {len(train)} to train on, {len(validation)} to validate, "
+        f"{len(tasks)} real questions with checked answers: {len(short)} to train on, {len(validation)} to validate, "
         f"{len(held_out)} held out."
     )
-    return train, validation, held_out
+    return short, validation, held_out
 
 
 def _tune(
-    client: "openai.OpenAI", train: Sequence[Task], validation: Sequence[Task], console: Console
+    client: "openai.OpenAI", train: Sequence[Task], validation: Sequence[Task], deadline: float, console: Console
 ) -> tuple[Any, list[Json]]:
-    files = [
-        client.files.create(file=(f"{name}.jsonl", io.BytesIO(_jsonl(tasks))), purpose="fine-tune")
-        for name, tasks in (("train", train), ("validation", validation))
-    ]
-    for file in files:
-        client.files.wait_for_processing(file.id, poll_interval=0.2)
-    method: Any = {"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}}
-    job = client.fine_tuning.jobs.create(
-        model=BASE, training_file=files[0].id, validation_file=files[1].id, method=method, suffix="tools", seed=1
+    body: Json = {
+        "model": BASE,
+        "training_file": _upload(client, "train", train),
+        "validation_file": _upload(client, "validation", validation),
+        "method": {"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},
+        "suffix": "tools",
+        "seed": 1,
+    }
+    estimate: Any = client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object)
+    seconds = MARGIN * estimate["est_wall_seconds"] / len(train)
+    n, n_epochs = affordable(deadline - time.monotonic() - JOB_SECONDS, seconds, len(train))
+    console.print(
+        f"Training takes about {seconds:.2f} s a question here: {n} of the {len(train)} are trained on, "
+        f"{'twice' if n_epochs == 2 else 'once'}."
     )
+    hyperparameters = {**HYPERPARAMETERS, "n_epochs": n_epochs}
+    body["method"] = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+    if n < len(train):
+        body["training_file"] = _upload(client, "train", train[:n])
+    job = client.fine_tuning.jobs.create(**body)
     with _progress(console) as progress:
         bar = progress.add_task("Fine-tuning", total=None)
         seen: set[str] = set()
@@ -123,6 +145,19 @@ def _tune(
         raise TunekeeperError(f"The job {job.id} {job.status}: {job.error.message if job.error else 'no reason given'}")
     events = [event.to_dict() for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
     return job, events[::-1]
+
+
+def affordable(seconds_left: float, seconds: float, n: int) -> tuple[int, int]:
+    """How many of `n` questions to train on, in whole batches, and in how many epochs, at so many seconds each."""
+    if seconds_left >= 2 * n * seconds:
+        return n, 2
+    batch = HYPERPARAMETERS["batch_size"]
+    return min(n, max(FEWEST, int(seconds_left / seconds) // batch * batch)), 1
+
+
+def _upload(client: "openai.OpenAI", name: str, tasks: Sequence[Task]) -> str:
+    file = client.files.create(file=(f"{name}.jsonl", io.BytesIO(_jsonl(tasks))), purpose="fine-tune")
+    return client.files.wait_for_processing(file.id, poll_interval=0.2).id
 
 
 def _show_events(client: "openai.OpenAI", job_id: str, seen: set[str], progress: Progress, bar: Any) -> None:
@@ -141,22 +176,13 @@ def _show_events(client: "openai.OpenAI", job_id: str, seen: set[str], progress:
 
 
 def _evaluate(
-    client: "openai.OpenAI", tuned: str, train: Sequence[Task], held_out: Sequence[Task], console: Console
-) -> list[Score]:
-    rows: tuple[tuple[str, str, list[Task]], ...] = (
-        ("base, zero-shot", BASE, []),
-        ("base, 3 examples in the prompt", BASE, few_shot(train)),
-        ("tuned, zero-shot", tuned, []),
-    )
-    scores = []
+    client: "openai.OpenAI", name: str, model: str, shown: Sequence[Task], held_out: Sequence[Task], console: Console
+) -> Score:
     with _progress(console) as progress:
-        for name, model, shown in rows:
-            bar = progress.add_task(name, total=len(held_out))
-            done = partial(progress.advance, bar)
-            score = measure(client, model, held_out, name=name, shown=shown, done=done)
-            progress.console.print(f"  {name}: {score.accuracy:.1%} in {score.seconds:.0f} s")
-            scores.append(score)
-    return scores
+        bar = progress.add_task(name, total=len(held_out))
+        score = measure(client, model, held_out, name=name, shown=shown, done=partial(progress.advance, bar))
+        progress.console.print(f"  {name}: {score.accuracy:.1%} in {score.seconds:.0f} s")
+    return score
 
 
 def _table(scores: Sequence[Score]) -> Table:
