@@ -33,7 +33,7 @@ from tunekeeper.jobs.prepare import Desk
 from tunekeeper.jobs.worker import bury
 from tunekeeper.types import TERMINAL, Job
 
-EPOCHS = 3
+EPOCHS = 2
 VALIDATION = examples(4, first=100)
 SEEDS = range(4)
 VICTIMS = ("child", "child", "worker", "worker", "server", "server")
