@@ -40,12 +40,12 @@ def training_file(path: Path, n: int = 12) -> Path:
 
 def test_help_imports_nothing_heavy_and_answers_at_once():
     code = (
-        "import sys, time; start = time.process_time()\n"
+        "import sys, time; start = time.perf_counter()\n"
         "from tunekeeper.cli import main\n"
         "assert main(['--help']) == 0\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules], time.process_time() - start)"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], time.perf_counter() - start)"
     )
-    best = 9.9  # of the processor's time: what else runs on the machine is not our doing
+    best = 9.9
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         heavy, _, seconds = done.stdout.splitlines()[-1].rpartition(" ")
