@@ -41,8 +41,10 @@ from tunekeeper.trainer.step import Step
 from tunekeeper.trainer.trees import Packed, TreeAttention, microbatches, pack
 from tunekeeper.types import Json, Tree
 
-MICROBATCH_TOKENS = 2048
-"""Tokens of one forward and backward pass; a batch with more is split, with the same gradient."""
+MICROBATCH_TOKENS = 1024
+"""Tokens of one forward and backward pass; a batch with more is split, with the same gradient.
+
+A megabyte of activations each, with SmolLM2-135M in fp32; twice as many are hardly faster on a processor."""
 
 DIVERGED = "the training loss is not a number: the learning rate is too high, or the data has extreme values"
 """Why a run stops whose loss is not finite."""
@@ -360,11 +362,15 @@ class Trainer(Learner):
         """Summed log-probability of each branch, (trees, 2), on the processor."""
         sums = torch.zeros(len(forest.trees), 2)
         for part in microbatches(forest.sizes, range(len(forest.trees)), self.microbatch_tokens):
-            # With gradients, though none is taken: so the same kernels run as in the first step's forward pass.
-            packed, logprob_N, _ = forest.logprobs(part)
-            inputs = LossInputs(logprob_N.detach().cpu(), packed.weight_N, packed.branch_N)
-            sums[part] = branch_logprobs(inputs, 2 * len(part)).view(-1, 2)
+            sums[part] = self._sums_of(forest, part)
         return sums
+
+    def _sums_of(self, forest: Forest, part: Sequence[int]) -> Tensor:
+        # With gradients, though none is taken: so the same kernels run as in the first step's forward pass. What they
+        # keep for the backward pass goes with this call's end, before the next part's is made.
+        packed, logprob_N, _ = forest.logprobs(part)
+        inputs = LossInputs(logprob_N.detach().cpu(), packed.weight_N, packed.branch_N)
+        return branch_logprobs(inputs, 2 * len(part)).view(-1, 2)
 
     def _one_step(self) -> Step:
         began = time.perf_counter()
