@@ -172,7 +172,7 @@ def our_rft(args: argparse.Namespace, found: Sequence[Example]) -> Iterator[Meas
     from tunekeeper.graders.build import build
     from tunekeeper.inference.engine import Engine
     from tunekeeper.jobs.prepare import Data
-    from tunekeeper.jobs.rollouts import PROMPT_CHUNK, EnginePlayer
+    from tunekeeper.jobs.rollouts import PROMPT_CHUNK, EngineSampler, ProblemPlayer
     from tunekeeper.models.load import load_decoder
     from tunekeeper.settings import Settings
     from tunekeeper.trainer.reinforce import Reinforcer
@@ -202,7 +202,7 @@ def our_rft(args: argparse.Namespace, found: Sequence[Example]) -> Iterator[Meas
         max_batch=settings.max_concurrent_requests,
         chunk_tokens=PROMPT_CHUNK,
     ) as engine:
-        player = EnginePlayer(engine, tokenizer, grader, [], config, data, data)
+        player = ProblemPlayer(EngineSampler(engine), tokenizer, grader, [], config, data, data)
         trainer = Reinforcer(decoder, trees, [], config, player, seed=0)
         for step in range(args.steps):
             began = time.perf_counter()

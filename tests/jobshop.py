@@ -124,6 +124,7 @@ def add_job(
     method: str = "supervised",
     grader: dict[str, Any] | None = None,
     response_format: dict[str, Any] | None = None,
+    tools: list[dict[str, Any]] | None = None,
     **hyperparameters: object,
 ) -> Job:
     """Submit a job of two epochs of three steps, unless told otherwise."""
@@ -133,7 +134,7 @@ def add_job(
         grader = grader or LETTERS
     if not said.get("full_finetune"):
         said.setdefault("lora_rank", 4)
-    more = {"grader": grader, "response_format": response_format}
+    more = {"grader": grader, "response_format": response_format, "tools": tools}
     body = {"hyperparameters": said, **{name: value for name, value in more.items() if value is not None}}
     submission = Submission(
         model=model,

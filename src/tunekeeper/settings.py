@@ -8,6 +8,7 @@ port = 8000
 name = "vllm"
 base_url = "http://127.0.0.1:8001/v1"
 models = ["qwen3-8b"]          # empty: ask the upstream
+rollouts = ["qwen3-8b"]        # reinforcement jobs on this base sample there
 [lifecycle.models."smollm2-135m"]
 shutdown_date = 2027-06-30
 replacement = "qwen3-0.6b"
@@ -40,6 +41,10 @@ class Upstream:
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; the key itself is never in a file."""
     timeout_s: float = 600.0
+    rollouts: tuple[str, ...] = ()
+    """Base models whose reinforcement jobs have their answers sampled there: a vLLM that may load adapters."""
+    home: str = ""
+    """The home directory as that server sees it, from where it loads adapters; empty: under the same path."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,8 +133,8 @@ class Settings:
     embedding_model: str = ""
     """What the grader metric cosine embeds with: a model of an upstream."""
     grader_hosts: str = ""
-    """Hosts that an endpoint grader may ask, with commas between; * for any. Empty: any, as long as only this
-    machine can reach the server."""
+    """Hosts that an endpoint grader and a job's tool servers may be at, with commas between; * for any. Empty: any, as
+    long as only this machine can reach the server."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     upstreams: tuple[Upstream, ...] = ()
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
@@ -139,6 +144,10 @@ class Settings:
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         return self.host in {"127.0.0.1", "::1", "localhost"}
+
+    def sampler_of(self, base_id: str) -> Upstream | None:
+        """The upstream that samples the answers of reinforcement jobs on this base; None: the embedded engine does."""
+        return next((upstream for upstream in self.upstreams if base_id in upstream.rollouts), None)
 
     @property
     def endpoint_hosts(self) -> frozenset[str] | None:
@@ -195,7 +204,8 @@ def _upstream(entry: Mapping[str, Any], path: Path) -> Upstream:
     unknown = sorted(set(entry) - known)
     if unknown or not {"name", "base_url"} <= set(entry):
         raise InvalidConfig(f"{path}: an [[upstreams]] entry needs name and base_url, and knows only {sorted(known)}.")
-    return Upstream(**{**entry, "models": tuple(entry.get("models", ()))})
+    listed = {key: tuple(entry.get(key, ())) for key in ("models", "rollouts")}
+    return Upstream(**{**entry, **listed})
 
 
 def _lifecycle(entry: Mapping[str, Any], path: Path) -> Lifecycle:

@@ -12,7 +12,8 @@ import pytest
 from scripted_server import scripted
 from tunekeeper.errors import PermissionDenied
 from tunekeeper.graders.build import build
-from tunekeeper.graders.endpoint import MAX_ANSWER_BYTES, EndpointClient
+from tunekeeper.graders.endpoint import EndpointClient
+from tunekeeper.graders.post import MAX_ANSWER_BYTES
 from tunekeeper.graders.spec import parse
 from tunekeeper.graders.template import Ungradable, sample_of
 

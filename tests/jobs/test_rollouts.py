@@ -17,7 +17,7 @@ from tunekeeper.datasets.tokenizer import Tokenizer
 from tunekeeper.errors import TunekeeperError
 from tunekeeper.inference.engine import Engine
 from tunekeeper.jobs.prepare import Data
-from tunekeeper.jobs.rollouts import EnginePlayer
+from tunekeeper.jobs.rollouts import EngineSampler, ProblemPlayer
 from tunekeeper.models.decoder import Decoder
 from tunekeeper.models.load import load_decoder
 from tunekeeper.models.lora import LoraAdapter
@@ -92,12 +92,19 @@ def data(tokenizer: Tokenizer, n: int = 3, **more: Any) -> Data:
 
 def player(
     engine: Engine, base: Path, grader: LengthGrader | None = None, form: Json | None = None, **more: Any
-) -> EnginePlayer:
+) -> ProblemPlayer:
     tokenizer = Tokenizer.load(base)
     files = data(tokenizer, **more)
     judges = [Judge("g", "g", "python")]
-    return EnginePlayer(
-        engine, tokenizer, grader or LengthGrader(), judges, config(), files, files, response_format=form
+    return ProblemPlayer(
+        EngineSampler(engine),
+        tokenizer,
+        grader or LengthGrader(),
+        judges,
+        config(),
+        files,
+        files,
+        response_format=form,
     )
 
 

@@ -9,6 +9,7 @@ from tunekeeper.errors import (
     InvalidData,
     InvalidRequest,
     ModelNotFound,
+    PermissionDenied,
     Unavailable,
     Unsupported,
 )
@@ -136,6 +137,42 @@ def test_a_grader_that_cannot_be_is_refused_by_its_place(ask):
     assert error.param.startswith("method.reinforcement.grader.")
     source = "def grade(sample, item):\n    return 1.0\n"
     assert ask(method=method({"type": "python", "source": source})).method["type"] == "reinforcement"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("full_finetune", True), ("adapter_scope", "completion"), ("temperature", 0.7)]
+)
+def test_what_a_server_that_is_given_adapters_cannot_sample_is_refused_by_name(desk, data, name, value):
+    method = {
+        "type": "reinforcement",
+        "reinforcement": {
+            "grader": {"type": "python", "source": "def grade(sample, item):\n    return 1.0\n"},
+            "hyperparameters": {name: value},
+        },
+    }
+    submission = Submission(model="tiny", training_file=data, method=method)
+    assert draft(submission, desk.store, desk.settings)
+    upstream = Upstream(name="far", base_url="http://far/v1", rollouts=("tiny",))
+    with pytest.raises(Unsupported, match="far") as caught:
+        draft(submission, desk.store, replace(desk.settings, upstreams=(upstream,)))
+    assert caught.value.param == f"method.reinforcement.hyperparameters.{name}"
+
+
+def test_a_tool_server_is_checked_with_its_place_and_its_host(desk, data):
+    def asked(url, **settings):
+        tools = [{"name": "f", "server_url": url}]
+        grader = {"type": "python", "source": "def grade(sample, item):\n    return 1.0\n"}
+        method = {"type": "reinforcement", "reinforcement": {"grader": grader, "tools": tools}}
+        submission = Submission(model="tiny", training_file=data, method=method)
+        return draft(submission, desk.store, replace(desk.settings, **settings))
+
+    assert asked("http://there/f").method["reinforcement"]["tools"][0]["name"] == "f"
+    with pytest.raises(InvalidRequest) as caught:
+        asked("there/f")
+    assert caught.value.param == "method.reinforcement.tools[0].server_url"
+    with pytest.raises(PermissionDenied, match="grader_hosts") as denied:
+        asked("http://there/f", grader_hosts="here")
+    assert denied.value.param == "method.reinforcement.tools[0].server_url"
 
 
 def test_an_integration_is_refused_by_its_name(ask):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tunekeeper.errors import InvalidConfig, Unsupported
+from tunekeeper.errors import InvalidConfig
 from tunekeeper.trainer.config import (
     DpoConfig,
     ReinforcementConfig,
@@ -168,7 +168,24 @@ def test_a_response_format_is_taken_in_both_of_its_forms() -> None:
         )
 
 
-def test_servers_that_are_called_while_sampling_are_refused_by_name() -> None:
-    body = {"grader": GRADER, "tools": [{"name": "search", "server_url": "http://127.0.0.1/"}]}
-    with pytest.raises(Unsupported, match=r"method\.reinforcement\.tools"):
-        validate_method({"type": "reinforcement", "reinforcement": body})
+def test_servers_that_are_called_while_sampling_are_kept_as_they_were_sent() -> None:
+    tools = [{"name": "search", "server_url": "http://127.0.0.1/"}]
+    body = {"grader": GRADER, "tools": tools, "max_episode_steps": 3}
+    checked = validate_method({"type": "reinforcement", "reinforcement": body})["reinforcement"]
+    assert (checked["tools"], checked["max_episode_steps"]) == (tools, 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": {}}, "tools"),
+        ({"tools": [{}], "max_episode_steps": 0}, "max_episode_steps"),
+        ({"tools": [{}], "max_episode_steps": True}, "max_episode_steps"),
+        ({"tools": [{}], "max_episode_steps": "many"}, "max_episode_steps"),
+        ({"max_episode_steps": 3}, "max_episode_steps"),
+    ],
+)
+def test_servers_of_another_form_are_refused_by_name(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        validate_method({"type": "reinforcement", "reinforcement": {"grader": GRADER, **body}})
+    assert caught.value.param == f"method.reinforcement.{param}"

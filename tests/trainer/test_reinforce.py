@@ -1,6 +1,8 @@
 """Reinforcement on packed groups equals the policy gradient written out; and it learns, resumes and ends as it says."""
 
+import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from tunekeeper.errors import TunekeeperError
 from tunekeeper.models.load import load_decoder
 from tunekeeper.models.lora import AdapterRows, LoraAdapter
 from tunekeeper.trainer.config import ReinforcementConfig, resolve, validate_method
-from tunekeeper.trainer.losses import LossInputs, advantages, policy_gradient
+from tunekeeper.trainer.losses import LossInputs, advantages, importance, policy_gradient
 from tunekeeper.trainer.reinforce import FAILING_STEPS, Reinforcer
 from tunekeeper.trainer.rollouts import Ask, Judge, Played, Rollout
 from tunekeeper.trainer.trees import TreeAttention, pack
@@ -151,6 +153,47 @@ def test_the_step_is_the_policy_gradient_of_one_sequence_a_row(
         theirs.backward()
         assert sums.loss == pytest.approx(theirs.item(), rel=1e-5, abs=1e-6)
         check_gradients(run.adapter, factors)
+
+
+@pytest.mark.parametrize("microbatch", [20, 2048])
+def test_what_another_program_sampled_is_weighted_by_how_much_likelier_it_is_here(
+    tiny_base: Path, microbatch: int
+) -> None:
+    run = reinforcer(tiny_base, config(), microbatch_tokens=microbatch)
+    assert run.adapter is not None
+    run.adapter.pairs.update(drawn_adapter(run.decoder).pairs)
+    run._update = lambda rate: 0.0  # type: ignore[method-assign, assignment]
+    answers = played([[(5, 1.0), (3, 0.0), (6, 0.5)], [(2, 0.0), (4, 1.0)]])
+    factors = factors_of(run.adapter)
+    here = []
+    for ask, rollout in zip(answers.asks, answers.rollouts, strict=True):
+        side = replace(branch(1, random.Random(0)), tokens=rollout.tokens, weights=(1.0,) * len(rollout.tokens))
+        here.append(naive_logprobs(tiny_base, factors, run.adapter.scale, run.problems[ask.problem].trunk, side))
+    shifts = [[0.3 * ((n + place) % 5) - 0.9 for place in range(len(one))] for n, one in enumerate(here)]
+    told = [
+        replace(rollout, logprobs=tuple((one.detach() - torch.tensor(shift)).tolist()))
+        for rollout, one, shift in zip(answers.rollouts, here, shifts, strict=True)
+    ]
+    sums, _ = run.optimize(run.compare(Played(answers.asks, told)), 1.0, n_answers=5)
+    theirs = torch.zeros(())
+    gaps = []
+    advantages_of = [0.75, -0.75, 0.0, -1.0, 1.0]
+    for one, shift, advantage, rollout in zip(here, shifts, advantages_of, answers.rollouts, strict=True):
+        for place, (logprob, by) in enumerate(zip(one, shift, strict=True)):
+            weight = rollout.weights[place] * min(math.exp(by), 2.0)
+            theirs = theirs - advantage * weight * logprob / (5 * 8)
+            gaps += [abs(by)] if rollout.weights[place] and advantage else []
+    theirs.backward()
+    assert sums.loss == pytest.approx(theirs.item(), rel=1e-4, abs=1e-5)
+    check_gradients(run.adapter, factors)
+    assert run._gap == pytest.approx(statistics.mean(gaps), abs=1e-4)
+
+
+def test_tokens_that_are_far_likelier_here_have_a_bounded_weight() -> None:
+    here = torch.tensor([-1.0, -1.0, -1.0], requires_grad=True)
+    weights = importance(here, torch.tensor([-1.0, -9.0, -0.5]))
+    assert weights.tolist() == pytest.approx([1.0, 2.0, math.exp(-0.5)])
+    assert not weights.requires_grad
 
 
 def test_advantages_worked_by_hand() -> None:

@@ -43,6 +43,10 @@ ResponseFormat = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="With reinforcement: the form of answers, a JSON file."),
 ]
+Tools = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="With reinforcement: servers that run functions, a JSON file."),
+]
 Suffix = Annotated[str | None, typer.Option(help="Part of the new model's name.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="The same seed gives the same model.")]
 
@@ -59,6 +63,7 @@ def tune(
     beta: Beta = None,
     grader: Grader = None,
     response_format: ResponseFormat = None,
+    tools: Tools = None,
     hyperparameter: Hyperparameter = None,
     suffix: Suffix = None,
     seed: Seed = None,
@@ -74,7 +79,7 @@ def tune(
 
     options = options_of(context)
     hyperparameters = named_hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, hyperparameter)
-    asked = asked_method(method, hyperparameters, grader=grader, response_format=response_format)
+    asked = asked_method(method, hyperparameters, grader=grader, response_format=response_format, tools=tools)
     body = {"model": model, "suffix": suffix, "seed": seed, "method": asked}
     refuse_faults(options, file, validation, asked)
     with connect(options, runs_jobs=wait) as client:
@@ -106,6 +111,7 @@ def estimate(
     beta: Beta = None,
     grader: Grader = None,
     response_format: ResponseFormat = None,
+    tools: Tools = None,
     hyperparameter: Hyperparameter = None,
 ) -> None:
     """Say what a run would take.
@@ -117,7 +123,7 @@ def estimate(
 
     options = options_of(context)
     hyperparameters = named_hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, hyperparameter)
-    asked = asked_method(method, hyperparameters, grader=grader, response_format=response_format)
+    asked = asked_method(method, hyperparameters, grader=grader, response_format=response_format, tools=tools)
     body: Json = {"model": model, "method": asked}
     refuse_faults(options, file, validation, asked)
     with connect(options) as client, ExitStack() as sent:

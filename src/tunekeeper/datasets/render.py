@@ -86,6 +86,31 @@ def prompt_tokens(
     return tokenizer.encode(prompt_text(tokenizer, messages, tools=tools, parallel_tool_calls=parallel_tool_calls))
 
 
+def reply_tokens(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    replies: Sequence[Message],
+    *,
+    tools: Sequence[Json] | None = None,
+    parallel_tool_calls: bool | None = None,
+) -> list[int]:
+    """What stands between the end of an answer, the last of `messages`, and the next answer: `replies`, as tokens.
+
+    Raises InvalidRequest where the model's chat template writes the answer otherwise once there are replies.
+    """
+    write = partial(tokenizer.render_chat, tools=tools, parallel_tool_calls=parallel_tool_calls)
+    through = write(messages)
+    whole = write([*messages, *replies], add_generation_prompt=True)
+    if not whole.startswith(through):
+        raise InvalidRequest(
+            "The model's chat template rewrites an answer when a tool's output follows it, so the answer cannot be "
+            "continued as it was sampled. Use a model with another template, or leave out method.reinforcement.tools.",
+            param="method.reinforcement.tools",
+        )
+    ends = [through.rfind(text) + len(text) for text in _end_texts(tokenizer) if text in through]
+    return tokenizer.encode(whole[max(ends, default=len(through)) :], continues=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _Turn:
     """One assistant message in the rendered text."""

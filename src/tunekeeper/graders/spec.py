@@ -97,7 +97,8 @@ def _is_flat(value: Any) -> bool:
     return isinstance(value, dict) and all(text is None or isinstance(text, str) for text in value.values())
 
 
-def _is_url(url: str) -> str:
+def is_url(url: str) -> str:
+    """The address, if it is one of http or https; raises ValueError."""
     try:
         parts = httpx.URL(url)
     except (httpx.InvalidURL, UnicodeError) as error:
@@ -107,7 +108,8 @@ def _is_url(url: str) -> str:
     return url
 
 
-def _are_headers(headers: dict[str, str]) -> dict[str, str]:
+def are_headers(headers: dict[str, str]) -> dict[str, str]:
+    """The headers, if HTTP can send them; raises ValueError."""
     for name, value in headers.items():
         if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII) or not re.fullmatch(r"[\t -~]*", value):
             raise ValueError(f"the header {name!r} must be of one line and of ASCII")
@@ -224,8 +226,8 @@ class Endpoint(_Named):
     """A server elsewhere that is posted the sample and the item, and answers {"score": number}."""
 
     type: Literal["endpoint"]
-    url: Annotated[str, AfterValidator(_is_url)]
-    headers: Annotated[dict[str, str], AfterValidator(_are_headers)] | None = None
+    url: Annotated[str, AfterValidator(is_url)]
+    headers: Annotated[dict[str, str], AfterValidator(are_headers)] | None = None
     rate_limit: Annotated[int, Field(ge=1)] | None = None
     """Requests a second, at most."""
     pass_threshold: Finite | None = None
@@ -306,7 +308,7 @@ def parse(value: Any, *, param: str = "grader") -> Spec:
     try:
         spec = _KINDS[kind].model_validate(value, context={"param": param})
     except ValidationError as error:
-        raise _explained(error, param) from error
+        raise explained(error, param) from error
     return spec if spec.name else spec.model_copy(update={"name": kind})
 
 
@@ -391,7 +393,7 @@ def _name_of(spec: Any) -> str:
     return str(spec.get("name") or "")
 
 
-def _explained(error: ValidationError, param: str) -> InvalidRequest:
+def explained(error: ValidationError, param: str) -> InvalidRequest:
     """Our error for pydantic's; further faults are its details."""
     codes = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
     found = []

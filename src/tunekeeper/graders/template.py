@@ -15,7 +15,7 @@ from typing import Any
 
 from tunekeeper.types import Grade, GradeFault, GradeFaultKind, Json
 
-SAMPLE_KEYS = ("output_text", "output_json", "output_tools", "output_audio", "choices")
+SAMPLE_KEYS = ("output_text", "output_json", "output_tools", "output_audio", "output_messages", "choices")
 """What a sample may hold."""
 
 MAX_TEMPLATE = 256 * 1024

@@ -87,15 +87,9 @@ class Remote:
                 raise self._failed(error) from error
 
     def _client(self, timeout_s: float) -> httpx.AsyncClient:
-        variable = self.upstream.api_key_env
-        key = os.environ.get(variable) if variable else None
-        if variable and not key:
-            raise UpstreamFailed(
-                f"The upstream {self.upstream.name} needs a key: set the environment variable {variable}."
-            )
         return httpx.AsyncClient(
             base_url=self.upstream.base_url.rstrip("/") + "/",
-            headers={"authorization": f"Bearer {key}"} if key else {},
+            headers=auth_headers(self.upstream),
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
             transport=self._transport,
         )
@@ -118,6 +112,17 @@ class Remote:
         reason = str(error) or type(error).__name__
         name, url = self.upstream.name, self.upstream.base_url
         return UpstreamFailed(f"The upstream {name} at {url} did not answer as it should: {reason}.")
+
+
+def auth_headers(upstream: Upstream) -> dict[str, str]:
+    """What an upstream wants to know its client by; raises UpstreamFailed where the key is not in the environment."""
+    variable = upstream.api_key_env
+    if not variable:
+        return {}
+    key = os.environ.get(variable)
+    if not key:
+        raise UpstreamFailed(f"The upstream {upstream.name} needs a key: set the environment variable {variable}.")
+    return {"authorization": f"Bearer {key}"}
 
 
 def _error_of(response: httpx.Response) -> dict[str, Any]:

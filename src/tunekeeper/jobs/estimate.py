@@ -6,6 +6,7 @@ loads torch and the weights, so it has a process of its own: `python -m tunekeep
 
 import argparse
 import pickle
+import queue
 import subprocess
 import sys
 import threading
@@ -120,16 +121,25 @@ def _seconds_per_sampled_token(
     config: ReinforcementConfig,
 ) -> float:
     """Sample the beginnings of one step's answers, and take the time."""
-    from tunekeeper.inference.params import Sampling
-    from tunekeeper.jobs.rollouts import open_engine
+    from tunekeeper.inference.params import Piece, Sampling
+    from tunekeeper.jobs.rollouts import open_sampler
 
     n_tokens = min(16, config.max_completion_tokens)
     prompts = [tree.trunk for tree in training.trees[: config.batch_size] for _ in range(config.num_generations)]
-    with open_engine(job, desk, decoder) as engine:
+    inbox: queue.SimpleQueue[Piece | Exception] = queue.SimpleQueue()
+    n_sampled = n_ended = 0
+    with open_sampler(job, desk, decoder) as sampler:
         began = time.perf_counter()
-        params = Sampling(max_tokens=n_tokens, seed=job.seed)
-        answers = engine.answers(prompts, params, adapters=[adapter] * len(prompts))
-        return (time.perf_counter() - began) / max(1, sum(answer.n_generated for answer in answers))
+        sampler.begin(adapter)
+        sampler.ask(prompts, [Sampling(max_tokens=n_tokens, seed=job.seed)] * len(prompts), [inbox.put] * len(prompts))
+        while n_ended < len(prompts):
+            piece = inbox.get()
+            if isinstance(piece, Exception):
+                raise piece
+            if piece.finish_reason is not None:
+                n_ended += 1
+                n_sampled += piece.n_generated
+        return (time.perf_counter() - began) / max(1, n_sampled)
 
 
 def _weight_bytes(directory: Path) -> int:

@@ -119,6 +119,8 @@ def _start(job: Job, desk: Desk) -> Job:
     # The order of a sum depends on the number of threads: a resumed run must add as the first one did.
     torch.set_num_threads(machine["threads"])
     desk.store.add_event(job.id, "info", "Fine-tuning job started", key="started")
+    if sampler := machine.get("sampler"):
+        desk.store.add_event(job.id, "info", f"Answers are sampled by the upstream {sampler}", key="sampler")
     return desk.store.transition(
         job.id,
         "running",
@@ -136,12 +138,15 @@ def machine_of(job: Job, desk: Desk) -> Json:
 
     asked = hyperparameters_of(job.method).get("dtype", "auto")
     dtype = compute_dtype(desk.settings.dtype if asked == "auto" else asked)
+    base = base_under(desk.store.get_model(job.model), desk.store)
+    sampler = desk.settings.sampler_of(base.id) if job.method["type"] == "reinforcement" else None
     return {
         "threads": desk.settings.threads or torch.get_num_threads(),
         "dtype": "bf16" if dtype == torch.bfloat16 else "fp32",
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "cache_tokens": desk.settings.cache_tokens,
         "max_batch": desk.settings.max_concurrent_requests,
+        **({} if sampler is None else {"sampler": sampler.name}),
     }
 
 
@@ -296,10 +301,10 @@ class Course:
     def _keep_evaluation(self, step: int, seconds: float) -> None:
         """Keep what a reinforcement job's evaluation came to as a run of its eval."""
         from tunekeeper.jobs.rft_evals import add_run
-        from tunekeeper.jobs.rollouts import EnginePlayer
+        from tunekeeper.jobs.rollouts import ProblemPlayer
         from tunekeeper.trainer.reinforce import Reinforcer
 
-        if isinstance(self.trainer, Reinforcer) and isinstance(self.trainer.player, EnginePlayer):
+        if isinstance(self.trainer, Reinforcer) and isinstance(self.trainer.player, ProblemPlayer):
             add_run(self.job, self.desk, step, self.trainer.player.evaluated, seconds)
 
     def _pace_after(self, step: Step) -> float:

@@ -16,7 +16,7 @@ from tunekeeper.datasets.render import render
 from tunekeeper.datasets.report import Report
 from tunekeeper.datasets.tokenizer import Tokenizer
 from tunekeeper.datasets.validate import ItemFaults, check
-from tunekeeper.errors import InvalidData, NotFound
+from tunekeeper.errors import InvalidConfig, InvalidData, NotFound
 from tunekeeper.graders.spec import item_faults
 from tunekeeper.graders.spec import parse as parse_grader
 from tunekeeper.jobs.executor import job_directory
@@ -91,6 +91,7 @@ def prepare(job: Job, desk: Desk) -> Job:
     counts = _counts(report, job)
     config = config_of(job, desk, counts)
     data, _ = load_files(job, config, tokenizer, desk)
+    _check_tools(job, data)
     for finding in report.findings:
         desk.store.add_event(job.id, finding.level, finding.message, key=f"finding-{finding.code}")
     desk.store.add_event(job.id, "info", "Files validated, moving job to queued state", key="validated")
@@ -249,6 +250,18 @@ def _item_faults(job: Job) -> ItemFaults | None:
     if job.method["type"] != "reinforcement":
         return None
     return partial(item_faults, parse_grader(job.method["reinforcement"]["grader"]))
+
+
+def _check_tools(job: Job, data: Data) -> None:
+    """Refuse a tool server that no line can make the model call."""
+    known = {str(tool["function"]["name"]) for problem in data.problems for tool in problem.tools or ()}
+    for n, tool in enumerate(job.method[job.method["type"]].get("tools", ())):
+        if tool["name"] not in known:
+            raise InvalidConfig(
+                f"No line of the training file has a function {tool['name']!r} in its tools, so the model could never "
+                "call it. Add it to the lines' tools, with its parameters, or leave the server out.",
+                param=f"method.reinforcement.tools[{n}].name",
+            )
 
 
 def _keep_report(job: Job, desk: Desk, faults: TextIO) -> str:

@@ -1,44 +1,93 @@
-"""Where answers are sampled and graded while a job trains: the embedded engine beside the graders.
+"""Where answers are sampled and graded while a job trains: a sampler beside the graders.
 
-The engine runs on the trainer's own decoder and adapter, so an answer comes from the very weights that learn from
-it. Each answer is graded as soon as it is complete, in a thread of its own, while the others are still sampled.
+The embedded engine runs on the trainer's own decoder and adapter, so an answer comes from the very weights that
+learn from it; or a vLLM loads the adapter at every step (`inference.vllm`). Each answer is graded as soon as it is
+complete, in a thread of its own, while the others are still sampled.
 
-What one call samples depends on the weights and the seeds alone: the cache is emptied before it, all answers start
-together, and prompts are computed in chunks of one size. So a run that is resumed samples what it sampled before.
+An answer is an episode: where it calls functions that have a server, the servers are asked, and the model goes on
+with what they say. All episodes take a turn together, so that what one call samples depends on the weights, the
+seeds and the servers alone: the cache is emptied before it, all answers start together, and prompts are computed in
+chunks of one size. So a run that is resumed samples what it sampled before.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Protocol
 
 import torch
 
 from tunekeeper.datasets.formats import ProblemExample
+from tunekeeper.datasets.render import reply_tokens
 from tunekeeper.datasets.tokenizer import Tokenizer, text_of
+from tunekeeper.errors import Unavailable
 from tunekeeper.graders.build import build_here
 from tunekeeper.graders.spec import Grader, parse, parts_of
-from tunekeeper.graders.template import sample_of
+from tunekeeper.graders.template import Ungradable, sample_of
 from tunekeeper.inference.answers import Answers, ChatRequest, call_style, grammar_of
 from tunekeeper.inference.engine import Engine
 from tunekeeper.inference.params import Piece, Sampling
 from tunekeeper.inference.pythonic import PythonicStream
 from tunekeeper.inference.sampler import in_background
 from tunekeeper.inference.tools import Arguments, CallBegins, CallStream, Words
+from tunekeeper.inference.vllm import VllmSampler
+from tunekeeper.jobs.executor import job_directory
 from tunekeeper.jobs.prepare import Data, Desk
+from tunekeeper.jobs.submit import base_under
+from tunekeeper.jobs.tool_servers import AUTO_EPISODE_STEPS, ToolServers, call_id, read_tools
 from tunekeeper.models.decoder import Decoder
 from tunekeeper.models.lora import LoraAdapter
 from tunekeeper.trainer.config import ReinforcementConfig
-from tunekeeper.trainer.rollouts import Ask, Judge, Rollout
+from tunekeeper.trainer.rollouts import Ask, Judge, Rollout, seed_of
 from tunekeeper.trainer.trees import TreeAttention, pack
-from tunekeeper.types import Job, Json, Tree
+from tunekeeper.types import Grade, Job, Json, Message, Tree
 
 GRADING_THREADS = 8
 PROMPT_CHUNK = 512
 """Prompt tokens of one step of the engine."""
 
 _THOUGHT_ENDS = "</think>"
+
+Deliver = Callable[[Piece | Exception], None]
+
+
+class TokenSampler(Protocol):
+    """Where answers come from."""
+
+    def begin(self, adapter: LoraAdapter | None) -> None:
+        """Answer from these weights from now on."""
+        ...
+
+    def ask(self, prompts: Sequence[Sequence[int]], params: Sequence[Sampling], deliver: Sequence[Deliver]) -> None:
+        """Start the answers; each comes in pieces, or as the error that it came to."""
+        ...
+
+    def end(self) -> None:
+        """All answers have come: let go of what `begin` made."""
+        ...
+
+
+class EngineSampler:
+    """The embedded engine, on the decoder that is being trained."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._adapter: LoraAdapter | None = None
+
+    def begin(self, adapter: LoraAdapter | None) -> None:
+        """Answer from these weights, and from nothing that others have left."""
+        self._engine.forget()
+        self._adapter = adapter
+
+    def ask(self, prompts: Sequence[Sequence[int]], params: Sequence[Sampling], deliver: Sequence[Deliver]) -> None:
+        """Start the answers together."""
+        self._engine.submit_together(prompts, params, adapter=self._adapter, deliver=deliver)
+
+    def end(self) -> None:
+        """Nothing was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +100,12 @@ class Evaluated:
     rollout: Rollout
 
 
-class EnginePlayer:
+class ProblemPlayer:
     """Plays the problems of a training and of a validation file; a `Player` for the trainer."""
 
     def __init__(
         self,
-        engine: Engine,
+        sampler: TokenSampler,
         tokenizer: Tokenizer,
         grader: Grader,
         judges: Sequence[Judge],
@@ -65,32 +114,42 @@ class EnginePlayer:
         held_out: Data,
         *,
         response_format: Json | None = None,
+        servers: ToolServers | None = None,
+        max_episode_steps: int = AUTO_EPISODE_STEPS,
     ) -> None:
+        """`servers` run the calls of an answer; after `max_episode_steps` turns it ends, whatever it calls."""
         self.judges = judges
-        self._engine, self._tokenizer, self._grader, self._config = engine, tokenizer, grader, config
+        self._sampler, self._tokenizer, self._grader, self._config = sampler, tokenizer, grader, config
         self._files = {False: training, True: held_out}
         self._response_format = response_format or {}
         self._style = call_style(tokenizer)
+        self._servers, self._max_steps = servers or ToolServers(), max_episode_steps
         self._pool = ThreadPoolExecutor(GRADING_THREADS, thread_name_prefix="grader")
         self.evaluated: list[Evaluated] = []
         """What came of the last evaluation: the first answer to each problem of the validation file."""
 
     def play(self, asks: Sequence[Ask], adapter: LoraAdapter | None, *, valid: bool) -> list[Rollout]:
-        """The answers in the order of `asks`, each with its grade; raises what the engine raises."""
+        """The answers in the order of `asks`, each with its grade; raises what the sampler raises."""
         data = self._files[valid]
-        self._engine.forget()  # what is cached was computed by other weights
-        inboxes = [_Inbox(self._pool, self._judged(data.problems[ask.problem])) for ask in asks]
-        self._engine.submit_together(
-            [data.trees[ask.problem].trunk for ask in asks],
-            [self._sampling(data, ask) for ask in asks],
-            adapter=adapter,
-            deliver=[inbox.take for inbox in inboxes],
-        )
-        rollouts = [inbox.wait() for inbox in inboxes]
+        self._sampler.begin(adapter)
+        episodes = [_Episode(ask, data.problems[ask.problem], data.trees[ask.problem].trunk) for ask in asks]
+        unended = episodes
+        while unended:
+            inboxes = [_Inbox(self._pool, episode, self._take) for episode in unended]
+            self._sampler.ask(
+                [episode.prompt for episode in unended],
+                [self._sampling(episode) for episode in unended],
+                [inbox.take for inbox in inboxes],
+            )
+            for inbox in inboxes:
+                inbox.wait()
+            unended = [episode for episode in unended if episode.rollout is None]
+        self._sampler.end()
+        rollouts = [episode.ended() for episode in episodes]
         if valid:
             self.evaluated = [
-                Evaluated(data.problems[ask.problem], len(data.trees[ask.problem].trunk), rollout)
-                for ask, rollout in zip(asks, rollouts, strict=True)
+                Evaluated(episode.problem, len(data.trees[ask.problem].trunk), rollout)
+                for ask, episode, rollout in zip(asks, episodes, rollouts, strict=True)
                 if ask.index == 0
             ]
         return rollouts
@@ -104,14 +163,18 @@ class EnginePlayer:
         """End the threads that grade."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _sampling(self, data: Data, ask: Ask) -> Sampling:
-        room = self._config.max_seq_len - len(data.trees[ask.problem].trunk)
+    def _sampling(self, episode: "_Episode") -> Sampling:
         return Sampling(
-            max_tokens=min(self._config.max_completion_tokens, room),
+            max_tokens=self._room(episode),
             temperature=self._config.temperature,
-            seed=ask.seed,
-            grammar=self._grammar(data.problems[ask.problem]),
+            seed=episode.seed,
+            grammar=self._grammar(episode.problem),
         )
+
+    def _room(self, episode: "_Episode") -> int:
+        """Tokens that the next turn may have."""
+        left = self._config.max_completion_tokens - episode.n_sampled
+        return min(left, self._config.max_seq_len - len(episode.prompt))
 
     def _grammar(self, problem: ProblemExample) -> str | None:
         asked = self._response_format
@@ -127,25 +190,42 @@ class EnginePlayer:
         )
         return grammar_of(request, functions, self._style)
 
-    def _judged(self, problem: ProblemExample) -> Callable[[str, Piece], Rollout]:
-        item = {**problem.item, "messages": list(problem.messages)}
-        names = [str(function["name"]) for function in _functions(problem)]
+    def _take(self, episode: "_Episode", text: str, last: Piece) -> None:
+        """Take a turn of the model: let the servers answer its calls, or end the episode with a grade."""
+        names = [str(function["name"]) for function in _functions(episode.problem)]
+        words, calls = self._parted(text, names) if names else (text, [])
+        calls = [{**call, "id": call_id(seed_of(episode.seed, n))} for n, call in enumerate(calls)]
+        episode.add_turn(text, words, calls, last, self._thought_tokens(text))
+        goes_on = self._servers.serves(calls) and last.finish_reason == "stop" and episode.n_turns < self._max_steps
+        if not goes_on or self._room(episode) <= 0:
+            self._end(episode, words, calls, last)
+            return
+        try:
+            outputs = [self._servers.output(call, f"trace_{episode.ask.seed:012x}") for call in calls]
+            replies = [
+                {"role": "tool", "tool_call_id": call["id"], "name": call["function"]["name"], "content": output}
+                for call, output in zip(calls, outputs, strict=True)
+            ]
+            episode.add_replies(replies, self._tokenizer)
+            if self._room(episode) <= 0:
+                raise Ungradable(
+                    "truncated_observation_error",
+                    f"With what the tools said, the answer is longer than max_seq_len ({self._config.max_seq_len}).",
+                )
+        except Ungradable as fault:
+            grade = fault.grade()
+            faults = tuple(replace(each, grader="tools") for each in grade.faults)
+            episode.end(replace(grade, faults=faults), is_cut=False)
 
-        def judge(text: str, last: Piece) -> Rollout:
-            words, calls = self._parted(text, names) if names else (text, [])
-            reason = "tool_calls" if calls else last.finish_reason or "stop"
-            sample = sample_of(words, tool_calls=calls, finish_reason=reason)
-            thought = text.partition(_THOUGHT_ENDS)[0] if _THOUGHT_ENDS in text else ""
-            return Rollout(
-                tokens=last.tokens,
-                weights=tuple(0.0 if n in last.forced else 1.0 for n in range(len(last.tokens))),
-                text=text,
-                grade=self._grader.grade(sample, item),
-                is_cut=last.finish_reason == "length",
-                reasoning_tokens=len(self._tokenizer.encode(thought, continues=True)) if thought else 0,
-            )
+    def _end(self, episode: "_Episode", words: str, calls: list[Json], last: Piece) -> None:
+        reason = "tool_calls" if calls else last.finish_reason or "stop"
+        sample = {**sample_of(words, tool_calls=calls, finish_reason=reason), "output_messages": episode.messages}
+        item = {**episode.problem.item, "messages": list(episode.problem.messages)}
+        episode.end(self._grader.grade(sample, item), is_cut=last.finish_reason == "length")
 
-        return judge
+    def _thought_tokens(self, text: str) -> int:
+        thought = text.partition(_THOUGHT_ENDS)[0] if _THOUGHT_ENDS in text else ""
+        return len(self._tokenizer.encode(thought, continues=True)) if thought else 0
 
     def _parted(self, text: str, names: Sequence[str]) -> tuple[str, list[Json]]:
         """The words of an answer, and its calls as a chat completion has them."""
@@ -164,13 +244,93 @@ class EnginePlayer:
 
 
 @dataclass(eq=False)
+class _Episode:
+    """An answer on its way: what was sampled, and what servers said in between."""
+
+    ask: Ask
+    problem: ProblemExample
+    trunk: tuple[int, ...]
+    tokens: list[int] = field(default_factory=list)
+    """Of the answer so far."""
+    weights: list[float] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    """Of the answer so far: the model's, and those of tools."""
+    text: str = ""
+    """The answer so far, for people."""
+    n_turns: int = 0
+    n_sampled: int = 0
+    reasoning_tokens: int = 0
+    rollout: Rollout | None = None
+    """Once it has ended."""
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Tokens that the next turn goes on from."""
+        return (*self.trunk, *self.tokens)
+
+    @property
+    def seed(self) -> int:
+        """Of the next turn; the first turn's is the answer's own."""
+        return seed_of(self.ask.seed, "turn", self.n_turns) if self.n_turns else self.ask.seed
+
+    def add_turn(self, text: str, words: str, calls: list[Json], last: Piece, reasoning_tokens: int) -> None:
+        """Add what the model wrote."""
+        self.tokens += last.tokens
+        self.weights += (0.0 if n in last.forced else 1.0 for n in range(len(last.tokens)))
+        self.logprobs += (one.logprob for one in last.logprobs)
+        self.messages.append({"role": "assistant", "content": words, **({"tool_calls": calls} if calls else {})})
+        self.text += text
+        self.n_turns += 1
+        self.n_sampled += len(last.tokens)
+        self.reasoning_tokens += reasoning_tokens
+
+    def add_replies(self, replies: list[Message], tokenizer: Tokenizer) -> None:
+        """Add what servers said; it is read and not learned."""
+        before = [*self.problem.messages, *self.messages]
+        between = reply_tokens(
+            tokenizer,
+            before,
+            replies,
+            tools=self.problem.tools,
+            parallel_tool_calls=self.problem.parallel_tool_calls,
+        )
+        if tokenizer.eos_ids and self.tokens[-1] not in tokenizer.eos_ids:  # a grammar ended the turn
+            between = [tokenizer.eos_ids[0], *between]
+        self.tokens += between
+        self.weights += [0.0] * len(between)
+        if self.logprobs:
+            self.logprobs += [0.0] * len(between)
+        self.messages += replies
+        self.text += "".join(f"\n[{reply['name']}] {reply['content']}\n" for reply in replies)
+
+    def end(self, grade: Grade, *, is_cut: bool) -> None:
+        """Make the rollout."""
+        self.rollout = Rollout(
+            tokens=tuple(self.tokens),
+            weights=tuple(self.weights),
+            text=self.text,
+            grade=grade,
+            is_cut=is_cut,
+            reasoning_tokens=self.reasoning_tokens,
+            logprobs=tuple(self.logprobs),
+        )
+
+    def ended(self) -> Rollout:
+        """The rollout of an episode that has ended."""
+        assert self.rollout is not None
+        return self.rollout
+
+
+@dataclass(eq=False)
 class _Inbox:
-    """Gathers one answer's pieces, in the engine's thread, and hands the whole to a thread that grades."""
+    """Gathers one turn's pieces, in the sampler's thread, and hands the whole to a thread that grades."""
 
     pool: ThreadPoolExecutor
-    judge: Callable[[str, Piece], Rollout]
+    episode: _Episode
+    done: Callable[[_Episode, str, Piece], None]
     text: str = ""
-    grading: "Future[Rollout] | None" = None
+    grading: "Future[None] | None" = None
     fault: Exception | None = None
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -181,15 +341,15 @@ class _Inbox:
             self.text += item.text
             if item.finish_reason is None:
                 return
-            self.grading = self.pool.submit(self.judge, self.text, item)
+            self.grading = self.pool.submit(self.done, self.episode, self.text, item)
         self.over.set()
 
-    def wait(self) -> Rollout:
+    def wait(self) -> None:
         self.over.wait()
         if self.fault is not None:
             raise self.fault
         assert self.grading is not None
-        return self.grading.result()
+        self.grading.result()
 
 
 def _functions(problem: ProblemExample) -> list[Json]:
@@ -199,8 +359,8 @@ def _functions(problem: ProblemExample) -> list[Json]:
 @contextmanager
 def open_player(
     job: Job, desk: Desk, config: ReinforcementConfig, decoder: Decoder, training: Data, held_out: Data
-) -> Iterator[EnginePlayer]:
-    """The player of a job's problems, with its engine and graders; raises where a grader cannot be built."""
+) -> Iterator[ProblemPlayer]:
+    """The player of a job's problems, with its sampler and graders; raises where a grader cannot be built."""
     settings, body = desk.settings, job.method["reinforcement"]
     spec = parse(body["grader"], param="method.reinforcement.grader")
     with ExitStack() as stack:
@@ -209,12 +369,13 @@ def open_player(
         )
         grader = build_here(spec, settings, judge, param="method.reinforcement.grader")
         stack.callback(grader.close)
-        engine = stack.enter_context(open_engine(job, desk, decoder))
+        servers = ToolServers(read_tools(body.get("tools", ()), settings.endpoint_hosts))
+        stack.callback(servers.close)
         judges = [
             Judge(key, part.name, part.type, getattr(part, "model", None)) for key, part in parts_of(spec).items()
         ]
-        player = EnginePlayer(
-            engine,
+        player = ProblemPlayer(
+            stack.enter_context(open_sampler(job, desk, decoder)),
             desk.tokenizer(job),
             grader,
             judges,
@@ -222,9 +383,42 @@ def open_player(
             training,
             held_out,
             response_format=body.get("response_format"),
+            servers=servers,
+            max_episode_steps=body.get("max_episode_steps", AUTO_EPISODE_STEPS),
         )
         stack.callback(player.close)
         yield player
+
+
+@contextmanager
+def open_sampler(job: Job, desk: Desk, decoder: Decoder) -> Iterator[TokenSampler]:
+    """Where the job's answers are sampled: what was settled when it started."""
+    name = job.extra["machine"].get("sampler")
+    if name is None:
+        with open_engine(job, desk, decoder) as engine:
+            yield EngineSampler(engine)
+        return
+    upstream = next((each for each in desk.settings.upstreams if each.name == name), None)
+    if upstream is None:
+        raise Unavailable(
+            f"This job's answers were sampled by the upstream {name!r}, which tunekeeper.toml no longer has. Put it "
+            "back, or start the job anew."
+        )
+    base = base_under(desk.store.get_model(job.model), desk.store)
+    directory = job_directory(desk.settings.home, job.id) / "rollouts"
+    home = PurePosixPath(upstream.home or desk.settings.home)
+    sampler = VllmSampler(
+        upstream,
+        desk.tokenizer(job),
+        desk.base_directory(job),
+        base_id=base.id,
+        directory=directory,
+        there=home / directory.relative_to(desk.settings.home),
+    )
+    try:
+        yield sampler
+    finally:
+        sampler.close()
 
 
 @contextmanager

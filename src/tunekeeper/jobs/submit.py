@@ -24,11 +24,12 @@ from tunekeeper.errors import (
     Unsupported,
 )
 from tunekeeper.graders.spec import parse as parse_grader
+from tunekeeper.jobs.tool_servers import read_tools
 from tunekeeper.lifecycle.catalog import Catalog
 from tunekeeper.lifecycle.policy import stand
-from tunekeeper.settings import Settings
+from tunekeeper.settings import Settings, Upstream
 from tunekeeper.storage.store import Store
-from tunekeeper.trainer.config import hyperparameters_of, resolve, validate_method
+from tunekeeper.trainer.config import ReinforcementConfig, hyperparameters_of, resolve, validate_method
 from tunekeeper.trainer.sweep import points, read_sweep, with_values
 from tunekeeper.types import File, Job, Json, Model, new_id
 
@@ -294,8 +295,9 @@ def _check_method(method: Json, model: Model, store: Store, settings: Settings, 
         )
     if method["type"] == "reinforcement":
         parse_grader(method["reinforcement"]["grader"], param="method.reinforcement.grader")
+        read_tools(method["reinforcement"].get("tools", ()), settings.endpoint_hosts)
     config = read_config(settings.home / base_under(model, store).path)
-    resolve(
+    resolved = resolve(
         method,
         n_examples=settings.min_examples,
         n_valid=int(validated),
@@ -303,6 +305,25 @@ def _check_method(method: Json, model: Model, store: Store, settings: Settings, 
         hidden_size=hidden_size_of(config),
         parent=parent_shape(model, settings.home),
     )
+    upstream = settings.sampler_of(base_under(model, store).id)
+    if upstream is not None and isinstance(resolved, ReinforcementConfig):
+        _check_sampled_elsewhere(resolved, upstream)
+
+
+def _check_sampled_elsewhere(config: ReinforcementConfig, upstream: Upstream) -> None:
+    """Refuse what a server that is given adapters cannot sample."""
+    where = f"This job's answers are sampled by the upstream {upstream.name}, "
+    refused = {
+        "full_finetune": config.full_finetune and "which can be given adapters only",
+        "adapter_scope": config.adapter_scope != "all" and "which knows no adapters of completions alone",
+        "temperature": config.temperature != 1 and "whose log-probabilities are those of temperature 1",
+    }
+    for name, why in refused.items():
+        if why:
+            raise Unsupported(
+                f"{where}{why}. Leave {name} out, or take the base out of the upstream's rollouts.",
+                param=f"method.reinforcement.hyperparameters.{name}",
+            )
 
 
 def _checked_sweep(

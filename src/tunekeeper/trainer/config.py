@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from tunekeeper.errors import InvalidConfig, Unsupported
+from tunekeeper.errors import InvalidConfig
 from tunekeeper.types import Json
 
 Scope = Literal["all", "completion"]
@@ -176,6 +176,8 @@ DEFAULTS: Mapping[str, Any] = {
 AUTO_GENERATIONS = 8
 """Answers to a problem at a compute_multiplier of 1."""
 
+MOST_EPISODE_STEPS = 100
+
 AUTO_COMPLETION_TOKENS: Mapping[str, int] = {"low": 256, "default": 512, "medium": 512, "high": 1024}
 """max_completion_tokens by reasoning_effort: how long an answer may think."""
 
@@ -189,7 +191,7 @@ _BODY_KEYS: Mapping[str, frozenset[str]] = {
 def validate_method(method: Json) -> Json:
     """Check what a client sent as `method`, without data; return it with every hyperparameter that it named.
 
-    A grader is only looked for; what is inside is checked where graders are known. Raises InvalidConfig or
+    A grader and tools are only looked for; what is inside is checked where these are known. Raises InvalidConfig or
     Unsupported with the dotted parameter.
     """
     kind = method.get("type")
@@ -254,14 +256,24 @@ def _checked_reinforcement(body: Json) -> Json:
             "method.reinforcement.grader is missing: it gives the score of an answer. Send a grader object.",
             param=f"{prefix}.grader",
         )
-    for name in ("tools", "max_episode_steps"):
-        if body.get(name):
-            raise Unsupported(
-                f"{prefix}.{name} is not supported: no server is called while answers are sampled. Functions that the "
-                "model may call stand in a line's tools, and the grader sees the calls.",
-                param=f"{prefix}.{name}",
-            )
     checked: Json = {"grader": grader}
+    tools, most = body.get("tools"), body.get("max_episode_steps")
+    if tools is not None and not isinstance(tools, list):
+        raise InvalidConfig(f"{prefix}.tools must be a list of servers.", param=f"{prefix}.tools")
+    if tools:
+        checked["tools"] = tools
+    if most is not None:
+        if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= MOST_EPISODE_STEPS:
+            raise InvalidConfig(
+                f"{prefix}.max_episode_steps is {most!r}; it must be a whole number from 1 to {MOST_EPISODE_STEPS}.",
+                param=f"{prefix}.max_episode_steps",
+            )
+        if not tools:
+            raise InvalidConfig(
+                f"{prefix}.max_episode_steps has no meaning without {prefix}.tools: an answer is one turn.",
+                param=f"{prefix}.max_episode_steps",
+            )
+        checked["max_episode_steps"] = most
     if body.get("response_format") is not None:
         checked["response_format"] = _response_format(body["response_format"], f"{prefix}.response_format")
     return checked

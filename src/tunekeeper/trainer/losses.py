@@ -23,6 +23,9 @@ from torch import Tensor
 CHUNK = 512
 """Rows of logits that exist at a time: 512 x 49,152 x 4 bytes is 100 MB."""
 
+MOST_IMPORTANCE = 2.0
+"""Weight of a token that is far likelier here than where it was sampled."""
+
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
@@ -73,6 +76,16 @@ def policy_gradient(inputs: LossInputs, normalizer: float) -> Tensor:
     assert inputs.advantage_B is not None
     advantage_N = inputs.advantage_B[inputs.branch_N]
     return -(advantage_N * inputs.logprob_N * inputs.weight_N).sum() / normalizer
+
+
+def importance(logprob_N: Tensor, sampled_N: Tensor) -> Tensor:
+    """How much likelier each token is here than where it was sampled, at most `MOST_IMPORTANCE`; (N,), no gradient.
+
+    What another program sampled from the same weights comes from a slightly different distribution. Weighting each
+    token's gradient so corrects it; the bound keeps the variance down (truncated importance sampling, Ionides 2008;
+    for samplers beside trainers: Yao et al. 2025).
+    """
+    return (logprob_N.detach() - sampled_N).exp().clamp(max=MOST_IMPORTANCE)
 
 
 def advantages(reward_B: Tensor, group_B: Tensor) -> Tensor:

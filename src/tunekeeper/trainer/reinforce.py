@@ -5,6 +5,7 @@
         print(step.step, step.details["train_reward_mean"])
 
 Every answer is sampled by the very weights that then learn from it, and is used once: the gradient is on-policy.
+Where another program samples, in other arithmetic, its log-probabilities come with the answers and are corrected by.
 A group, the answers to one problem, is one tree: its prompt is computed once.
 """
 
@@ -21,7 +22,7 @@ from tunekeeper.models.decoder import Decoder
 from tunekeeper.models.lora import LoraAdapter
 from tunekeeper.trainer.config import ReinforcementConfig, learning_rate_at
 from tunekeeper.trainer.loop import MICROBATCH_TOKENS, Forest, Learner, Sums, check_trunks
-from tunekeeper.trainer.losses import LossInputs, advantages, branch_logprobs, policy_gradient
+from tunekeeper.trainer.losses import LossInputs, advantages, branch_logprobs, importance, policy_gradient
 from tunekeeper.trainer.rollouts import Ask, Played, Player, Rollout, extremes, first_faults, metrics, seed_of
 from tunekeeper.trainer.step import Step
 from tunekeeper.trainer.trees import microbatches
@@ -32,6 +33,10 @@ FAILING_STEPS = 3
 
 TIED_STEPS = 20
 """Steps one after another in which no answer was better than another, after which the run ends."""
+
+MOST_GAP = 0.5
+"""Nats by which the sampler's and the trainer's log-probability of a token may differ, on average: arithmetic in
+bfloat16 comes to some hundredths, other weights to more than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,17 @@ class Sampled:
     """Share of the problems whose answers were all equally good, or could not be compared."""
     kl_mean: float | None = None
     """Mean log-ratio of an answer to the starting model, in nats; where it is measured."""
+    logprobs: tuple[tuple[float, ...], ...] = ()
+    """Of each tree's learned tokens where they were sampled; empty where that was here."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lessons:
+    """A tree of sampled answers, with what is known of its branches."""
+
+    tree: Tree
+    advantages: tuple[float, ...]
+    logprobs: tuple[float, ...]
 
 
 class Reinforcer(Learner):
@@ -79,6 +95,8 @@ class Reinforcer(Learner):
         self.total_steps = self.steps_per_epoch * config.n_epochs
         self._reference = copy.deepcopy(self.adapter) if config.kl_coef else None
         self._baseline: float | None = None
+        self._gap = 0.0
+        """Mean difference of the last step's log-probabilities to the sampler's, in nats a token."""
         self._failing = self._tied = self._informative = 0
         self._faults: list[str] = []
 
@@ -115,6 +133,8 @@ class Reinforcer(Learner):
         details = metrics(played, self.player.judges, tied_share=sampled.tied_share)
         if sampled.kl_mean is not None:
             details["train_kl_mean"] = sampled.kl_mean
+        if sampled.logprobs:
+            details["train_sampler_gap_mean"] = self._gap
         ended = time.perf_counter()
         details["timing"]["step"] = {
             "sampling": sampled_at - began,
@@ -162,23 +182,30 @@ class Reinforcer(Learner):
             kl_mean = float(torch.cat(ratios).mean())
             rewards = [reward - self.config.kl_coef * ratio for reward, ratio in zip(rewards, ratios, strict=True)]
         found = [advantages(reward, torch.zeros(len(reward), dtype=torch.long)) for reward in rewards]
-        kept = []
-        for tree, advantage_B in zip(trees.values(), found, strict=True):
-            pairs = [(b, a) for b, a in zip(tree.branches, advantage_B.tolist(), strict=True) if a]
-            kept += self._split(tree, pairs)
+        kept: list[_Lessons] = []
+        for (problem, tree), advantage_B in zip(trees.items(), found, strict=True):
+            told = zip(tree.branches, advantage_B.tolist(), groups[problem], strict=True)
+            kept += self._split(tree, [(branch, a, _learned(rollout)) for branch, a, rollout in told if a])
         n_tied = len(groups) - sum(bool(advantage_B.any()) for advantage_B in found)
-        return Sampled(tuple(tree for tree, _ in kept), tuple(each for _, each in kept), n_tied / len(groups), kl_mean)
+        return Sampled(
+            tuple(each.tree for each in kept),
+            tuple(each.advantages for each in kept),
+            n_tied / len(groups),
+            kl_mean,
+            tuple(each.logprobs for each in kept) if any(each.logprobs for each in kept) else (),
+        )
 
-    def _split(self, tree: Tree, pairs: Sequence[tuple[Branch, float]]) -> list[tuple[Tree, tuple[float, ...]]]:
+    def _split(self, tree: Tree, told: Sequence[tuple[Branch, float, tuple[float, ...]]]) -> list["_Lessons"]:
         """The tree with these branches, in parts that one pass takes; the trunk is in each."""
-        sizes = [len(branch.tokens) for branch, _ in pairs]
+        sizes = [len(branch.tokens) for branch, _, _ in told]
         room = max(1, self.microbatch_tokens - len(tree.trunk))
         return [
-            (
-                Tree(tree.trunk, tuple(pairs[n][0] for n in part), (), tree.line),
-                tuple(pairs[n][1] for n in part),
+            _Lessons(
+                Tree(tree.trunk, tuple(told[n][0] for n in part), (), tree.line),
+                tuple(told[n][1] for n in part),
+                tuple(logprob for n in part for logprob in told[n][2]),
             )
-            for part in microbatches(sizes, range(len(pairs)), room)
+            for part in microbatches(sizes, range(len(told)), room)
         ]
 
     def _log_ratios(self, trees: Sequence[Tree]) -> list[Tensor]:
@@ -202,17 +229,25 @@ class Reinforcer(Learner):
             return sums, 0.0
         forest = Forest(self.decoder, sampled.trees, self.adapter, 0, self.config.temperature)
         normalizer = float(n_answers * self.config.max_completion_tokens)
+        gap = 0.0
         for part in microbatches(forest.sizes, range(len(sampled.trees)), self.microbatch_tokens):
             packed, logprob_N, right_N = forest.logprobs(part)
             device = logprob_N.device
             weight_N = packed.weight_N.to(device)
             advantage_B = torch.tensor([a for index in part for a in sampled.advantages[index]], device=device)
-            inputs = LossInputs(logprob_N, weight_N, packed.branch_N.to(device), advantage_B=advantage_B)
+            if sampled.logprobs:
+                sampled_N = torch.tensor([one for index in part for one in sampled.logprobs[index]], device=device)
+                gap += float((logprob_N.detach() - sampled_N).abs().sum())
+                lesson_N = weight_N * importance(logprob_N, sampled_N)
+            else:
+                lesson_N = weight_N
+            inputs = LossInputs(logprob_N, lesson_N, packed.branch_N.to(device), advantage_B=advantage_B)
             loss = policy_gradient(inputs, normalizer)
             loss.backward()
             sums.loss += float(loss.detach())
             sums.right += float((right_N * weight_N).sum())
             sums.weight += float(weight_N.sum())
+        self._gap = gap / sums.weight
         return sums, self._update(rate)
 
     def _measure(self) -> Played | None:
@@ -251,6 +286,13 @@ class Reinforcer(Learner):
         return max(5, min(TIED_STEPS, self.steps_per_epoch))
 
     def _check(self) -> None:
+        if self._gap > MOST_GAP:
+            raise TunekeeperError(
+                f"Step {self.step}: the log-probability of a sampled token differs by {self._gap:.2f} nats on average "
+                "between the server that sampled it and this one. The server does not run this job's base model with "
+                "the adapter that it was given, or not with --logprobs-mode raw_logprobs.",
+                code="sampler_mismatch",
+            )
         if self._failing >= FAILING_STEPS:
             raise TunekeeperError(
                 f"The grader failed on most answers of {self._failing} steps one after another, the last of them step "
@@ -286,6 +328,13 @@ class Reinforcer(Learner):
     def _restore(self, tensors: Mapping[str, Tensor], meta: Json) -> None:
         self._baseline, self._faults = meta["baseline"], meta["faults"]
         self._failing, self._tied, self._informative = meta["failing"], meta["tied"], meta["informative"]
+
+
+def _learned(rollout: Rollout) -> tuple[float, ...]:
+    """The sampler's log-probabilities of the tokens that are learned from."""
+    if not rollout.logprobs:
+        return ()
+    return tuple(one for one, weight in zip(rollout.logprobs, rollout.weights, strict=True) if weight)
 
 
 def _told(rollouts: Sequence[Rollout]) -> list[str]:

@@ -41,12 +41,14 @@ class Rollout:
     tokens: tuple[int, ...]
     """Through the one that ended the turn."""
     weights: tuple[float, ...]
-    """1 for a token that the model chose, 0 for one that a grammar left no choice at."""
+    """1 for a token that the model chose; 0 for one that a grammar left no choice at, and for what a tool said."""
     text: str
     grade: Grade
     is_cut: bool = False
     """It ran into max_completion_tokens or the context."""
     reasoning_tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+    """Of each token when it was sampled; empty where the trainer's own decoder sampled it, which finds the same."""
 
 
 @dataclass(frozen=True, slots=True)
