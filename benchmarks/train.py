@@ -171,6 +171,7 @@ def our_rft(args: argparse.Namespace, found: Sequence[Example]) -> Iterator[Meas
     from tunekeeper.datasets.formats import ProblemExample
     from tunekeeper.graders.build import build
     from tunekeeper.inference.engine import Engine
+    from tunekeeper.inference.packed import packed_view
     from tunekeeper.jobs.prepare import Data
     from tunekeeper.jobs.rollouts import PROMPT_CHUNK, EngineSampler, ProblemPlayer
     from tunekeeper.models.load import load_decoder
@@ -195,14 +196,14 @@ def our_rft(args: argparse.Namespace, found: Sequence[Example]) -> Iterator[Meas
     warm(decoder)
     grader = build(GRADER)
     with Engine(
-        decoder,
+        packed_view(decoder),
         tokenizer,
         args.model,
         cache_tokens=settings.cache_tokens,
         max_batch=settings.max_concurrent_requests,
         chunk_tokens=PROMPT_CHUNK,
     ) as engine:
-        player = ProblemPlayer(EngineSampler(engine), tokenizer, grader, [], config, data, data)
+        player = ProblemPlayer(EngineSampler(engine, decoder), tokenizer, grader, [], config, data, data)
         trainer = Reinforcer(decoder, trees, [], config, player, seed=0)
         for step in range(args.steps):
             began = time.perf_counter()

@@ -16,6 +16,7 @@ from tunekeeper.datasets.render import render
 from tunekeeper.datasets.tokenizer import Tokenizer
 from tunekeeper.errors import TunekeeperError
 from tunekeeper.inference.engine import Engine
+from tunekeeper.inference.packed import packed_view
 from tunekeeper.jobs.prepare import Data
 from tunekeeper.jobs.rollouts import EngineSampler, ProblemPlayer
 from tunekeeper.models.decoder import Decoder
@@ -97,7 +98,7 @@ def player(
     files = data(tokenizer, **more)
     judges = [Judge("g", "g", "python")]
     return ProblemPlayer(
-        EngineSampler(engine),
+        EngineSampler(engine, engine.decoder),
         tokenizer,
         grader or LengthGrader(),
         judges,
@@ -183,6 +184,21 @@ def test_the_engine_samples_from_the_distribution_that_training_computes(
         _, logprob_N, _ = Forest(decoder, trees, adapter, 0).logprobs(range(3))
     sampled = torch.tensor([one.logprob for answer in answers for one in answer.logprobs])
     torch.testing.assert_close(logprob_N, sampled, rtol=1e-4, atol=1e-4)
+
+
+def test_a_view_with_the_adapter_merged_into_it_samples_the_same_answers(
+    engine: Engine, tiny_base: Path, adapter: LoraAdapter, decoder: Decoder
+) -> None:
+    plain = player(engine, tiny_base).play(ASKS, adapter, valid=False)
+    tokenizer, judges = Tokenizer.load(tiny_base), [Judge("g", "g", "python")]
+    files = data(tokenizer)
+    with Engine(
+        packed_view(decoder), tokenizer, tiny_base, cache_tokens=8192, max_batch=8, max_waiting=99, chunk_tokens=64
+    ) as running:
+        sampler = EngineSampler(running, decoder)
+        merged = ProblemPlayer(sampler, tokenizer, LengthGrader(), judges, config(), files, files)
+        for _ in range(2):
+            assert tokens(merged.play(ASKS, adapter, valid=False)) == tokens(plain)
 
 
 def test_answers_are_graded_in_threads_while_others_are_still_sampled(

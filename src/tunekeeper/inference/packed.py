@@ -1,11 +1,12 @@
-"""Weights in the order in which the processor multiplies them, for an engine that never trains.
+"""Weights in the order in which the processor multiplies them, for answering.
 
 A product of a few rows with a large matrix, which is what generating is, spends most of its time on fetching the
 matrix. Several rows: oneDNN orders it once, so that all cores fetch it as they need it. One row: a matrix with more
 outputs than inputs is fetched faster transposed, and by one core, which waits for no other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tunekeeper.models.decoder import Decoder, LlamaDecoder
+from tunekeeper.models.lora import LoraAdapter
 
 TYPICAL_ROWS = 16
 """The number of rows that the order is chosen for; any number can be multiplied."""
@@ -50,13 +52,60 @@ def pack(decoder: Decoder) -> None:
     if not isinstance(decoder, LlamaDecoder) or not _helps(decoder):
         return
     shapes = [*decoder.linear_modules().values(), tuple(decoder.head_VE.shape)]
-    both = 4 * sum(outputs * inputs for outputs, inputs in shapes) <= BOTH_UP_TO_BYTES
+    _pack(decoder, both=4 * sum(outputs * inputs for outputs, inputs in shapes) <= BOTH_UP_TO_BYTES)
+
+
+def _pack(decoder: LlamaDecoder, *, both: bool) -> None:
     for layer in decoder.layers:
         layer.qkv_OE = _packed(layer.qkv_OE, both=both)
         layer.o_EO = _packed(layer.o_EO, both=both)
         layer.gate_up_FE = _packed(layer.gate_up_FE, both=both)
         layer.down_EF = _packed(layer.down_EF, both=both)
     decoder._head_VE = _packed(decoder.head_VE, both=both)
+
+
+def packed_view(decoder: Decoder) -> Decoder:
+    """A decoder of the same weights in that order, beside one that goes on to train an adapter on them.
+
+    It costs their memory once more; where it would not help, it is the decoder itself.
+    """
+    if not isinstance(decoder, LlamaDecoder) or not _helps(decoder):
+        return decoder
+    view = copy.copy(decoder)
+    view.layers = [copy.copy(layer) for layer in decoder.layers]
+    _pack(view, both=False)
+    return view
+
+
+def merge(view: Decoder, decoder: Decoder, adapter: LoraAdapter) -> bool:
+    """Let a view of a decoder answer as that one does with the adapter on all tokens, at no cost a token.
+
+    False: it cannot, and answers as before. Nothing may be computing with the view.
+    """
+    if view is decoder or adapter.scope != "all":
+        return False
+    for layer, plain, attribute, names, widths in _weights(view, decoder):
+        if any(module in adapter.pairs for module in names):
+            setattr(layer, attribute, _packed(adapter.merged(getattr(plain, attribute), names, widths), both=False))
+    return True
+
+
+def unmerge(view: Decoder, decoder: Decoder) -> None:
+    """Give the memory of a merged view's layers back; until it is merged again it answers without adapter, slowly."""
+    for layer, plain, attribute, _, _ in _weights(view, decoder):
+        setattr(layer, attribute, getattr(plain, attribute))
+
+
+def _weights(view: Decoder, decoder: Decoder) -> Iterator[tuple[Any, Any, str, tuple[str, ...], tuple[int, ...]]]:
+    """Each weight of the layers: the view's layer, the decoder's, the attribute, its modules and their widths."""
+    assert isinstance(view, LlamaDecoder)
+    assert isinstance(decoder, LlamaDecoder)
+    size, inner = decoder.shape.hidden_size, decoder.shape.inner_size
+    for layer, plain in zip(view.layers, decoder.layers, strict=True):
+        yield layer, plain, "qkv_OE", plain.qkv_names, decoder.qkv_widths
+        yield layer, plain, "o_EO", plain.o_names, (size,)
+        yield layer, plain, "gate_up_FE", plain.gate_up_names, (inner, inner)
+        yield layer, plain, "down_EF", plain.down_names, (size,)
 
 
 def _helps(decoder: Decoder) -> bool:

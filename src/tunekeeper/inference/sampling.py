@@ -106,14 +106,17 @@ def _shaped(logits_V: Tensor, draw: Draw) -> Tensor:
 def _pick(logits_V: Tensor, params: Sampling, source: random.Random) -> int:
     if params.is_greedy:
         return int(logits_V.argmax())
-    scaled_V = (logits_V - logits_V.max()) / params.temperature
-    weights_V = scaled_V.exp().double()
+    scaled_V = logits_V - logits_V.max()
+    if params.temperature != 1:
+        scaled_V /= params.temperature
+    weights_V = scaled_V.exp_().double()
     if params.top_p < 1:
         weights_V = _nucleus(weights_V, params.top_p)
     cumulated_V = weights_V.cumsum(0)
     at = source.random() * cumulated_V[-1]
-    # On the right: a token of weight zero has no width and is never found.
-    return min(int(torch.searchsorted(cumulated_V, at, right=True)), int(weights_V.nonzero()[-1]))
+    # On the right: a token of weight zero has no width and is never found, unless the sum was rounded up to its end.
+    found = int(torch.searchsorted(cumulated_V, at, right=True))
+    return found if found < len(weights_V) else int(weights_V.nonzero()[-1])
 
 
 def _nucleus(weights_V: Tensor, top_p: float) -> Tensor:

@@ -29,6 +29,7 @@ from tunekeeper.graders.spec import Grader, parse, parts_of
 from tunekeeper.graders.template import Ungradable, sample_of
 from tunekeeper.inference.answers import Answers, ChatRequest, call_style, grammar_of
 from tunekeeper.inference.engine import Engine
+from tunekeeper.inference.packed import merge, packed_view, unmerge
 from tunekeeper.inference.params import Piece, Sampling
 from tunekeeper.inference.pythonic import PythonicStream
 from tunekeeper.inference.sampler import in_background
@@ -40,7 +41,7 @@ from tunekeeper.jobs.submit import base_under
 from tunekeeper.jobs.tool_servers import AUTO_EPISODE_STEPS, ToolServers, call_id, read_tools
 from tunekeeper.models.decoder import Decoder
 from tunekeeper.models.lora import LoraAdapter
-from tunekeeper.trainer.config import ReinforcementConfig
+from tunekeeper.trainer.config import ReinforcementConfig, hyperparameters_of
 from tunekeeper.trainer.rollouts import Ask, Judge, Rollout, seed_of
 from tunekeeper.trainer.trees import TreeAttention, pack
 from tunekeeper.types import Grade, Job, Json, Message, Tree
@@ -71,23 +72,27 @@ class TokenSampler(Protocol):
 
 
 class EngineSampler:
-    """The embedded engine, on the decoder that is being trained."""
+    """The embedded engine, on the decoder that is being trained, or on a `packed_view` of it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, trained: Decoder) -> None:
+        self._engine, self._trained = engine, trained
         self._adapter: LoraAdapter | None = None
+        self._is_merged = False
 
     def begin(self, adapter: LoraAdapter | None) -> None:
-        """Answer from these weights, and from nothing that others have left."""
+        """Answer from these weights, and from nothing that others have left; nothing may be under way."""
         self._engine.forget()
-        self._adapter = adapter
+        self._is_merged = adapter is not None and merge(self._engine.decoder, self._trained, adapter)
+        self._adapter = None if self._is_merged else adapter
 
     def ask(self, prompts: Sequence[Sequence[int]], params: Sequence[Sampling], deliver: Sequence[Deliver]) -> None:
         """Start the answers together."""
         self._engine.submit_together(prompts, params, adapter=self._adapter, deliver=deliver)
 
     def end(self) -> None:
-        """Nothing was made."""
+        """Leave the merged weights' memory to the training step."""
+        if self._is_merged:
+            unmerge(self._engine.decoder, self._trained)
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +401,7 @@ def open_sampler(job: Job, desk: Desk, decoder: Decoder) -> Iterator[TokenSample
     name = job.extra["machine"].get("sampler")
     if name is None:
         with open_engine(job, desk, decoder) as engine:
-            yield EngineSampler(engine)
+            yield EngineSampler(engine, decoder)
         return
     upstream = next((each for each in desk.settings.upstreams if each.name == name), None)
     if upstream is None:
@@ -429,8 +434,9 @@ def open_engine(job: Job, desk: Desk, decoder: Decoder) -> Iterator[Engine]:
     with torch.no_grad():  # tables that the decoder makes on first use must not be the engine's, which cannot learn
         tokens_T, positions_T = packed.tokens_T.to(decoder.device), packed.positions_T.to(decoder.device)
         decoder.hidden(tokens_T, positions_T, TreeAttention(packed.spans))
+    full = bool(hyperparameters_of(job.method).get("full_finetune"))
     with Engine(
-        decoder,
+        decoder if full else packed_view(decoder),
         desk.tokenizer(job),
         desk.base_directory(job),
         cache_tokens=machine["cache_tokens"],

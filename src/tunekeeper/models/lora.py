@@ -77,6 +77,16 @@ class LoraAdapter:
             self._fused[names] = None if a_RI is None else (a_RI, torch.block_diag(*blocks).to(a_RI))
         return self._fused[names]
 
+    @torch.no_grad()
+    def merged(self, weight_OI: Tensor, names: Sequence[str], widths: Sequence[int]) -> Tensor:
+        """W + scale * B A, of modules that lie side by side in `weight_OI`, `widths` outputs each; a new tensor."""
+        whole_OI = weight_OI.clone()
+        for name, part_OI in zip(names, whole_OI.split(list(widths)), strict=True):
+            pair = self.pairs.get(name)
+            if pair is not None:
+                part_OI.addmm_(pair.b_OR.to(part_OI.dtype), pair.a_RI.to(part_OI.dtype), alpha=self.scale)
+        return whole_OI
+
 
 def new_adapter(
     modules: Mapping[str, tuple[int, int]],
