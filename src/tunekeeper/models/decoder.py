@@ -188,10 +188,11 @@ class LlamaDecoder:
         self.config, self.shape, self.dtype, self.device = config, config.shape, dtype, torch.device(device)
 
         def take(name: str, kind: torch.dtype = dtype) -> Tensor:
-            return weights[name].to(self.device, kind)
+            # A copy: one view of a mapped file keeps all of its pages, those of what lies side by side below too.
+            return weights[name].to(self.device, kind, copy=True)
 
         def side_by_side(prefix: str, names: Sequence[str], suffix: str) -> Tensor:
-            return torch.cat([take(f"{prefix}.{name}.{suffix}") for name in names]).contiguous()
+            return torch.cat([weights[f"{prefix}.{name}.{suffix}"].to(self.device, dtype) for name in names])
 
         self.embedding_VE = take("model.embed_tokens.weight", torch.float32)
         self._head_VE = self.embedding_VE if config.tied_head else take("lm_head.weight", torch.float32)
