@@ -99,3 +99,8 @@ def test_a_stream_is_passed_on_event_by_event():
         return [data async for data in remote(answering(200, body)).chat_stream({})]
 
     assert asyncio.run(read()) == ['{"a": 1}', '{"b": 2}']
+
+
+def test_adapters_that_a_job_samples_from_are_not_among_its_models():
+    listed = {"data": [{"id": "qwen", "object": "model"}, {"id": "rollouts-3f0a", "object": "model"}]}
+    assert [entry["id"] for entry in asyncio.run(remote(answering(200, listed)).models())] == ["qwen"]

@@ -159,10 +159,11 @@ def test_what_a_server_that_is_given_adapters_cannot_sample_is_refused_by_name(d
 
 
 def test_a_tool_server_is_checked_with_its_place_and_its_host(desk, data):
-    def asked(url, **settings):
+    def asked(url, scope="all", **settings):
         tools = [{"name": "f", "server_url": url}]
         grader = {"type": "python", "source": "def grade(sample, item):\n    return 1.0\n"}
-        method = {"type": "reinforcement", "reinforcement": {"grader": grader, "tools": tools}}
+        body = {"grader": grader, "tools": tools, "hyperparameters": {"adapter_scope": scope}}
+        method = {"type": "reinforcement", "reinforcement": body}
         submission = Submission(model="tiny", training_file=data, method=method)
         return draft(submission, desk.store, replace(desk.settings, **settings))
 
@@ -173,6 +174,8 @@ def test_a_tool_server_is_checked_with_its_place_and_its_host(desk, data):
     with pytest.raises(PermissionDenied, match="grader_hosts") as denied:
         asked("http://there/f", grader_hosts="here")
     assert denied.value.param == "method.reinforcement.tools[0].server_url"
+    with pytest.raises(Unsupported, match="several turns"):
+        asked("http://there/f", scope="completion")
 
 
 def test_an_integration_is_refused_by_its_name(ask):

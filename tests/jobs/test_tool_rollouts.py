@@ -9,8 +9,9 @@ import pytest
 
 from jobshop import add_job, events_of
 from scripted_server import ScriptedServer, scripted
+from tiny import CHAT_TEMPLATE, make_tokenizer
 from tunekeeper.datasets.formats import ChatExample, ProblemExample
-from tunekeeper.datasets.render import render
+from tunekeeper.datasets.render import render, reply_tokens
 from tunekeeper.datasets.tokenizer import Tokenizer
 from tunekeeper.errors import InvalidConfig, InvalidRequest, PermissionDenied
 from tunekeeper.inference.params import Piece, Sampling
@@ -36,6 +37,7 @@ class Script:
 
     def __init__(self, tokenizer: Tokenizer, turns: Sequence[str | Piece]) -> None:
         self.tokenizer, self.turns = tokenizer, turns
+        self.context = 100_000
         self.prompts: list[tuple[int, ...]] = []
         self.params: list[Sampling] = []
 
@@ -144,6 +146,8 @@ def test_an_episode_is_the_branch_of_the_same_chat_in_a_training_file(
     assert rollout.tokens == rendered.tree.branches[0].tokens
     assert rollout.weights == rendered.tree.branches[0].weights
     assert 0.0 in rollout.weights
+    assert rollout.n_read == rollout.weights.count(0.0)
+    assert [message["role"] for message in rollout.messages] == ["assistant", "tool", "assistant"]
     assert script.prompts[1] == (*script.prompts[0], *rollout.tokens[: len(script.prompts[1]) - len(script.prompts[0])])
     assert rollout.grade.score == 1.0
 
@@ -210,7 +214,8 @@ def test_the_turns_of_an_episode_share_max_completion_tokens(tokenizer: Tokenize
     cut = Piece(text="x", finish_reason="length", n_generated=n, tokens=(5,) * n)
     rollout, script = play(tokenizer, [cut], server.url, max_completion_tokens=n)
     assert rollout.is_cut
-    _, script = play(tokenizer, [CALL], server.url, max_completion_tokens=n)
+    rollout, script = play(tokenizer, [CALL], server.url, max_completion_tokens=n)
+    assert rollout.is_cut
     assert len(script.prompts) == 1
 
 
@@ -241,6 +246,27 @@ def test_a_tool_that_fails_leaves_the_answer_without_a_grade(
     (fault,) = rollout.grade.faults
     assert (fault.grader, fault.kind) == ("tools", kind)
     assert words in fault.message
+
+
+def test_half_a_character_that_a_tool_says_is_no_fault(tokenizer: Tokenizer) -> None:
+    with scripted({("POST", "/city"): {"output": "Rome \ud800"}}) as server:
+        rollout, _ = play(tokenizer, [CALL, "It is Rome."], server.url)
+    assert rollout.grade.score == 1.0
+    assert "[city_of] Rome ?" in rollout.text
+
+
+def test_a_template_that_rewrites_the_answer_once_a_tool_has_spoken_is_read_by_its_end_of_turn(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    thinking = CHAT_TEMPLATE.replace(
+        "{{- '<|im_start|>assistant\\n' + message.content }}",
+        "{{- '<|im_start|>assistant\\n' + ('<think>\\n\\n</think>\\n' if loop.last else '') + message.content }}",
+    )
+    assert thinking != CHAT_TEMPLATE
+    rewriting = Tokenizer.load(make_tokenizer(tmp_path / "rewriting", chat_template=thinking))
+    messages = [QUESTION, {"role": "assistant", "content": "One moment."}]
+    replies = [{"role": "tool", "tool_call_id": "c", "content": "Rome"}]
+    assert reply_tokens(rewriting, messages, replies) == reply_tokens(tokenizer, messages, replies)
 
 
 def test_what_a_tool_may_be_is_checked_with_its_place() -> None:

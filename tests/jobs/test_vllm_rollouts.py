@@ -21,6 +21,7 @@ from tunekeeper.inference.engine import Engine
 from tunekeeper.inference.vllm import ATTEMPTS, VllmSampler
 from tunekeeper.jobs import finetune
 from tunekeeper.jobs.prepare import Data, Desk
+from tunekeeper.jobs.queue import resume
 from tunekeeper.jobs.rollouts import EngineSampler, ProblemPlayer, TokenSampler
 from tunekeeper.models.decoder import Decoder
 from tunekeeper.models.load import load_decoder
@@ -130,6 +131,15 @@ def test_a_response_format_goes_along_and_what_it_forces_is_not_learned(
     assert all("grammar" in body["structured_outputs"] for body in server.asked)
 
 
+def test_nothing_of_the_distribution_is_left_to_the_servers_defaults(
+    server: FakeVllm, sampler: VllmSampler, tiny_base: Path, decoder: Decoder
+) -> None:
+    player(sampler, tiny_base).play(ASKS[:1], drawn_adapter(decoder), valid=False)
+    (asked,) = server.asked
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    assert [asked[name] for name in names] == [1.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0]
+
+
 def test_a_server_that_was_started_again_is_given_the_adapter_again(
     server: FakeVllm, sampler: VllmSampler, tiny_base: Path, decoder: Decoder
 ) -> None:
@@ -138,7 +148,7 @@ def test_a_server_that_was_started_again_is_given_the_adapter_again(
     sampler.begin(adapter)
     server.adapters.clear()
     played = player(sampler, tiny_base)
-    played._sampler = replace_begin(sampler)
+    played.sampler = replace_begin(sampler)
     assert [one.tokens for one in played.play(ASKS, adapter, valid=False)] == [one.tokens for one in before]
 
 
@@ -146,6 +156,8 @@ def replace_begin(sampler: VllmSampler) -> TokenSampler:
     """The same sampler, whose adapter is not loaded anew: it was, before the server lost it."""
 
     class Begun:
+        context = sampler.context
+
         def begin(self, adapter: object) -> None:
             """It has begun."""
 
@@ -178,7 +190,7 @@ def test_a_server_that_cannot_load_adapters_or_gives_no_token_ids_says_what_to_d
         player(blind, tiny_base).play(ASKS, adapter, valid=False)
     old = open_sampler(server, tiny_base, tmp_path / "b")
     server.without = {"token_ids"}
-    with pytest.raises(UpstreamFailed, match=r"0\.10\.2"):
+    with pytest.raises(UpstreamFailed, match=r"0\.11"):
         player(old, tiny_base).play(ASKS, adapter, valid=False)
     for each in (blind, old):
         each.close()
@@ -193,7 +205,7 @@ def test_adapters_that_a_killed_run_left_behind_are_taken_away(
     killed._http.close()
     open_sampler(server, tiny_base, tmp_path / "rollouts").close()
     assert not server.adapters
-    assert not list((tmp_path / "rollouts").iterdir())
+    assert not (tmp_path / "rollouts").exists()
 
 
 def job_of(desk: Desk, server: FakeVllm, **changes: Any) -> tuple[Desk, Job]:
@@ -237,3 +249,27 @@ def test_a_server_with_other_weights_ends_the_job_with_that_reason(desk: Desk, s
     assert job.error is not None
     assert job.error["code"] == "sampler_mismatch"
     assert "0.80 nats" in job.error["message"]
+    assert job.step == 0
+
+
+def test_a_job_whose_server_went_away_goes_on_when_it_is_back(desk: Desk, server: FakeVllm) -> None:
+    server.without = {"token_ids"}
+    far, job = job_of(desk, server)
+    assert (job.status, (job.error or {}).get("code")) == ("failed", "upstream_failed")
+    server.without = set()
+    assert resume(desk.store, job.id).status == "queued"
+    finetune.run(job.id, far)
+    assert desk.store.get_job(job.id).status == "succeeded"
+
+
+def test_a_job_that_the_server_cannot_sample_is_refused_when_it_starts_too(desk: Desk, server: FakeVllm) -> None:
+    job = add_job(desk, method="reinforcement", temperature=0.7)
+    upstream = Upstream(name="far", base_url=server.url, rollouts=("tiny",))
+    later = replace(desk, settings=replace(desk.settings, upstreams=(upstream,)))
+    for _ in range(2):
+        finetune.run(job.id, later)
+    failed = desk.store.get_job(job.id)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert failed.error["param"] == "method.reinforcement.hyperparameters.temperature"
+    assert not server.asked

@@ -96,19 +96,24 @@ def reply_tokens(
 ) -> list[int]:
     """What stands between the end of an answer, the last of `messages`, and the next answer: `replies`, as tokens.
 
-    Raises InvalidRequest where the model's chat template writes the answer otherwise once there are replies.
+    The answer's end is counted, for a template may write an answer otherwise once there are replies: Qwen3 leaves out
+    the empty thought. Raises InvalidRequest where the template has no text that ends a turn, and rewrites too.
     """
     write = partial(tokenizer.render_chat, tools=tools, parallel_tool_calls=parallel_tool_calls)
     through = write(messages)
     whole = write([*messages, *replies], add_generation_prompt=True)
-    if not whole.startswith(through):
+    end = max(_end_texts(tokenizer), key=through.rfind, default="")
+    place = len(through) if whole.startswith(through) else None
+    if end and end in through:
+        parts = whole.split(end, through.count(end))
+        place = len(whole) - len(parts[-1]) if len(parts) > through.count(end) else None
+    if place is None:
         raise InvalidRequest(
             "The model's chat template rewrites an answer when a tool's output follows it, so the answer cannot be "
             "continued as it was sampled. Use a model with another template, or leave out method.reinforcement.tools.",
             param="method.reinforcement.tools",
         )
-    ends = [through.rfind(text) + len(text) for text in _end_texts(tokenizer) if text in through]
-    return tokenizer.encode(whole[max(ends, default=len(through)) :], continues=True)
+    return tokenizer.encode(whole[place:], continues=True)
 
 
 @dataclass(frozen=True, slots=True)

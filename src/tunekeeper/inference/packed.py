@@ -90,10 +90,11 @@ def merge(view: Decoder, decoder: Decoder, adapter: LoraAdapter) -> bool:
     return True
 
 
-def unmerge(view: Decoder, decoder: Decoder) -> None:
-    """Give the memory of a merged view's layers back; until it is merged again it answers without adapter, slowly."""
-    for layer, plain, attribute, _, _ in _weights(view, decoder):
-        setattr(layer, attribute, getattr(plain, attribute))
+def unmerge(view: Decoder, decoder: Decoder, adapter: LoraAdapter) -> None:
+    """Give the memory of what was merged back; until it is merged again the view answers without adapter, slowly."""
+    for layer, plain, attribute, names, _ in _weights(view, decoder):
+        if any(module in adapter.pairs for module in names):
+            setattr(layer, attribute, getattr(plain, attribute))
 
 
 def _weights(view: Decoder, decoder: Decoder) -> Iterator[tuple[Any, Any, str, tuple[str, ...], tuple[int, ...]]]:

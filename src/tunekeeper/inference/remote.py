@@ -22,6 +22,8 @@ LIST_KEPT_S = 60.0
 LIST_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 10.0
 DONE = "[DONE]"
+ROLLOUTS_PREFIX = "rollouts-"
+"""What adapters are called that a job has loaded there to sample from; they are no models to chat with."""
 
 
 class Remote:
@@ -37,7 +39,8 @@ class Remote:
         if self.upstream.models:
             return [{"id": name, "owned_by": self.upstream.name} for name in self.upstream.models]
         if self._listed is None or time.monotonic() - self._listed[0] > LIST_KEPT_S:
-            self._listed = (time.monotonic(), await self._ask_models())
+            found = [entry for entry in await self._ask_models() if not entry["id"].startswith(ROLLOUTS_PREFIX)]
+            self._listed = (time.monotonic(), found)
         return self._listed[1]
 
     async def _ask_models(self) -> list[Json]:

@@ -3,13 +3,14 @@
 The server runs the base model with --enable-lora, a --max-lora-rank that suffices, and
 VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and sees our home directory (`Upstream.home`). Each set of weights has a name
 of its own, so that nothing that was cached for others answers. Prompts and answers are token ids
-(`return_token_ids`, vLLM 0.10.2 or later): text that is tokenised anew need not give the tokens that were sampled.
+(`return_token_ids`, vLLM 0.11 or later): text that is tokenised anew need not give the tokens that were sampled.
 
 The log-probabilities that come with the tokens are those of the server's arithmetic, before temperature and grammar
 (--logprobs-mode raw_logprobs, the default); the trainer corrects by them.
 """
 
 import shutil
+import sys
 import threading
 import time
 import uuid
@@ -20,11 +21,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import numpy as np
 
 from tunekeeper.errors import TunekeeperError, UpstreamFailed
 from tunekeeper.inference.constrain import Grammars
 from tunekeeper.inference.params import FinishReason, Piece, Sampling, TokenLogprob
-from tunekeeper.inference.remote import auth_headers
+from tunekeeper.inference.remote import ROLLOUTS_PREFIX, auth_headers
 from tunekeeper.models.adapters import save_adapter
 from tunekeeper.settings import Upstream
 from tunekeeper.types import Json
@@ -38,6 +40,17 @@ AT_ONCE = 64
 
 ATTEMPTS = 6
 """Requests before a server that fails is given up: with the pauses between, half a minute."""
+
+AS_THE_MODEL_SAYS: Json = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Said, for what is left out comes from the base's generation_config.json: the answers would be those of another
+distribution than the one that learns, and no log-probability would show it."""
 
 _AGAIN = (408, 429, 500, 502, 503, 504)
 
@@ -74,11 +87,16 @@ class VllmSampler:
         for left in directory.iterdir():  # by a run that was killed
             self._drop(left.name)
 
+    @property
+    def context(self) -> int:
+        """No limit of its own: the server refuses what is too long for it."""
+        return sys.maxsize
+
     def begin(self, adapter: "LoraAdapter | None") -> None:
         """Answer from these weights from now on; raises UpstreamFailed."""
         if adapter is None:
             raise UpstreamFailed(f"The upstream {self._upstream.name} can be given adapters only, no whole models.")
-        before, name = self._name, f"rollouts-{uuid.uuid4().hex[:16]}"
+        before, name = self._name, f"{ROLLOUTS_PREFIX}{uuid.uuid4().hex[:16]}"
         self._directory.joinpath(name).mkdir()
         save_adapter(adapter, self._directory / name, base_id=self._base_id)
         self._name = name
@@ -105,6 +123,9 @@ class VllmSampler:
         if self._name is not None:
             self._drop(self._name)
         self._http.close()
+        with suppress(OSError):  # of a job that is only estimated nothing stays
+            self._directory.rmdir()
+            self._directory.parent.rmdir()
 
     def _load(self) -> None:
         name = self._name
@@ -136,6 +157,7 @@ class VllmSampler:
             "prompt": list(prompt),
             "max_tokens": params.max_tokens,
             "temperature": params.temperature,
+            **AS_THE_MODEL_SAYS,
             "seed": params.seed,
             "logprobs": 1,
             "return_token_ids": True,
@@ -153,7 +175,7 @@ class VllmSampler:
             return self._read(answer.json()["choices"][0], prompt, params)
         except (ValueError, LookupError, TypeError) as error:
             raise self._failed(
-                f"gave no token ids with their log-probabilities ({error!r}); vLLM does from 0.10.2 on"
+                f"gave no token ids with their log-probabilities ({error!r}); vLLM does from 0.11 on"
             ) from error
 
     def _read(self, choice: Json, prompt: Sequence[int], params: Sampling) -> Piece:
@@ -191,7 +213,7 @@ class VllmSampler:
         with self._grammar_lock:
             matcher = self._grammars.matcher(grammar)
             for place, token in enumerate(tokens):
-                if sum(int(word).bit_count() for word in matcher.allowed().view("uint32")) == 1:
+                if np.unpackbits(matcher.allowed().view(np.uint8)).sum() == 1:
                     places.add(place)
                 if token in self._tokenizer.eos_ids:
                     break
@@ -222,4 +244,7 @@ class VllmSampler:
 
     def _failed(self, reason: str) -> UpstreamFailed:
         name, url = self._upstream.name, self._upstream.base_url
-        return UpstreamFailed(f"The upstream {name} at {url}, where this job's answers are sampled, {reason}.")
+        return UpstreamFailed(
+            f"The upstream {name} at {url}, where this job's answers are sampled, {reason}. When that is mended, "
+            "resume the job: it goes on from its last state."
+        )

@@ -28,7 +28,7 @@ from tunekeeper.trainer.config import ReinforcementConfig
 from tunekeeper.types import Job, Json
 
 if TYPE_CHECKING:
-    from tunekeeper.models.decoder import Decoder
+    from tunekeeper.jobs.rollouts import TokenSampler
     from tunekeeper.models.lora import LoraAdapter
 
 _WAIT_S = 30.0
@@ -73,10 +73,11 @@ def _in_child(job: Job, settings: Settings) -> Json:
 def measure_job(job: Job, desk: Desk) -> Json:
     """Count the job's files and measure its model here and now. Needs torch."""
     from tunekeeper.jobs.finetune import machine_of, new_trainer
+    from tunekeeper.jobs.rollouts import ProblemPlayer
     from tunekeeper.trainer import estimate as figures
     from tunekeeper.trainer.frozen import default_budget
     from tunekeeper.trainer.loop import Forest
-    from tunekeeper.trainer.reinforce import imagined
+    from tunekeeper.trainer.reinforce import Reinforcer, imagined
 
     counts = count(job, desk)
     job = replace(job, extra={**job.extra, "counts": counts, "machine": machine_of(job, desk)})
@@ -94,7 +95,10 @@ def measure_job(job: Job, desk: Desk) -> Json:
             trees, valid = tuple(imagined(trees, config, n_tokens)), ()
             evaluated = len(held_out.trees) * config.eval_samples * (1 + trainer.total_steps // config.eval_interval)
             answers = len(trees) * config.num_generations * config.n_epochs + evaluated
-            sampling_s = answers * n_tokens * _seconds_per_sampled_token(job, desk, decoder, adapter, training, config)
+            assert isinstance(trainer, Reinforcer)
+            assert isinstance(trainer.player, ProblemPlayer)
+            a_token = _seconds_per_sampled_token(trainer.player.sampler, adapter, training, config, job.seed)
+            sampling_s = answers * n_tokens * a_token
         forest = Forest(decoder, trees, adapter, default_budget())
         result = figures.estimate(
             trees,
@@ -113,33 +117,32 @@ def measure_job(job: Job, desk: Desk) -> Json:
 
 
 def _seconds_per_sampled_token(
-    job: Job,
-    desk: Desk,
-    decoder: "Decoder",
+    sampler: "TokenSampler",
     adapter: "LoraAdapter | None",
     training: Data,
     config: ReinforcementConfig,
+    seed: int,
 ) -> float:
     """Sample the beginnings of one step's answers, and take the time."""
     from tunekeeper.inference.params import Piece, Sampling
-    from tunekeeper.jobs.rollouts import open_sampler
 
     n_tokens = min(16, config.max_completion_tokens)
     prompts = [tree.trunk for tree in training.trees[: config.batch_size] for _ in range(config.num_generations)]
     inbox: queue.SimpleQueue[Piece | Exception] = queue.SimpleQueue()
     n_sampled = n_ended = 0
-    with open_sampler(job, desk, decoder) as sampler:
-        began = time.perf_counter()
-        sampler.begin(adapter)
-        sampler.ask(prompts, [Sampling(max_tokens=n_tokens, seed=job.seed)] * len(prompts), [inbox.put] * len(prompts))
-        while n_ended < len(prompts):
-            piece = inbox.get()
-            if isinstance(piece, Exception):
-                raise piece
-            if piece.finish_reason is not None:
-                n_ended += 1
-                n_sampled += piece.n_generated
-        return (time.perf_counter() - began) / max(1, n_sampled)
+    sampler.begin(adapter)
+    began = time.perf_counter()
+    sampler.ask(prompts, [Sampling(max_tokens=n_tokens, seed=seed)] * len(prompts), [inbox.put] * len(prompts))
+    while n_ended < len(prompts):
+        piece = inbox.get()
+        if isinstance(piece, Exception):
+            raise piece
+        if piece.finish_reason is not None:
+            n_ended += 1
+            n_sampled += piece.n_generated
+    seconds = time.perf_counter() - began
+    sampler.end()
+    return seconds / max(1, n_sampled)
 
 
 def _weight_bytes(directory: Path) -> int:

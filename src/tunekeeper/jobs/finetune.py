@@ -42,9 +42,9 @@ from tunekeeper.jobs.results import (
     results_csv,
     samples_jsonl,
 )
-from tunekeeper.jobs.submit import base_under, root_of
+from tunekeeper.jobs.submit import base_under, check_sampled_elsewhere, root_of
 from tunekeeper.models.process import prepare_process
-from tunekeeper.settings import load_settings
+from tunekeeper.settings import Upstream, load_settings
 from tunekeeper.storage.blobs import DirectoryBlobs
 from tunekeeper.storage.db import connect
 from tunekeeper.storage.store import Store
@@ -100,6 +100,8 @@ def train(job: Job, desk: Desk) -> None:
     progress = desk.progress(job)
     config = config_of(job, desk, job.extra["counts"])
     tokenizer = desk.tokenizer(job)
+    if (upstream := _sampler_of(job, desk)) and isinstance(config, ReinforcementConfig):
+        check_sampled_elsewhere(config, upstream)  # it may have been configured since the job was submitted
     training = load_data(job.training_file, config, tokenizer, desk)
     held_out = load_data(job.validation_file, config, tokenizer, desk)
     with ExitStack() as stack:
@@ -138,8 +140,7 @@ def machine_of(job: Job, desk: Desk) -> Json:
 
     asked = hyperparameters_of(job.method).get("dtype", "auto")
     dtype = compute_dtype(desk.settings.dtype if asked == "auto" else asked)
-    base = base_under(desk.store.get_model(job.model), desk.store)
-    sampler = desk.settings.sampler_of(base.id) if job.method["type"] == "reinforcement" else None
+    sampler = _sampler_of(job, desk)
     return {
         "threads": desk.settings.threads or torch.get_num_threads(),
         "dtype": "bf16" if dtype == torch.bfloat16 else "fp32",
@@ -148,6 +149,13 @@ def machine_of(job: Job, desk: Desk) -> Json:
         "max_batch": desk.settings.max_concurrent_requests,
         **({} if sampler is None else {"sampler": sampler.name}),
     }
+
+
+def _sampler_of(job: Job, desk: Desk) -> Upstream | None:
+    """The server that would sample a job's answers; None: the embedded engine would."""
+    if job.method["type"] != "reinforcement":
+        return None
+    return desk.settings.sampler_of(base_under(desk.store.get_model(job.model), desk.store).id)
 
 
 def new_trainer(

@@ -16,6 +16,9 @@ from tunekeeper.ports import Blobs
 from tunekeeper.storage.store import Store
 from tunekeeper.types import TERMINAL, File, Job, JobStatus, Json
 
+_PASSING = ("disk_full", "upstream_failed")
+"""Codes of failures that are mended outside of the job, which then goes on."""
+
 MAX_DETAILS = 100
 """Faults that a job's error lists; all of them are in its validation report."""
 
@@ -51,8 +54,8 @@ def settle_cancel(store: Store, job_id: str, *, from_: Collection[JobStatus]) ->
 
 def is_resumable_failure(job: Job) -> bool:
     """Whether the job failed for a reason that passes, with its state kept whole."""
-    is_full = (job.error or {}).get("code") == "disk_full"
-    return job.status == "failed" and is_full and job.resolved is not None
+    passes = (job.error or {}).get("code") in _PASSING
+    return job.status == "failed" and passes and job.resolved is not None
 
 
 def tidy(home: Path, job: Job) -> None:

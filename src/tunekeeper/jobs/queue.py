@@ -48,7 +48,7 @@ def pause(store: Store, job_id: str) -> Job:
 
 
 def resume(store: Store, job_id: str) -> Job:
-    """Queue a paused job again, or one that failed for want of disk space; it goes on from its last state."""
+    """Queue a paused job again, or one that failed for a reason that passes; it goes on from its last state."""
     job = store.get_job(job_id)
     from_: set[JobStatus] = {"failed"} if is_resumable_failure(job) else {"paused"}
     if job.status not in from_:

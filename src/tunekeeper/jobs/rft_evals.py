@@ -75,8 +75,9 @@ def _item(job: Job, run_id: str, number: int, line: Json, each: "Evaluated") -> 
     spec = parse(job.method["reinforcement"]["grader"])
     result, status = graded(spec, rollout.grade)
     model = job.extra["tuned_model"]
-    tokens = {"prompt_tokens": each.n_prompt, "completion_tokens": len(rollout.tokens), "cached_tokens": 0}
-    used = {**tokens, "total_tokens": each.n_prompt + len(rollout.tokens)}
+    n_prompt, n_sampled = each.n_prompt + rollout.n_read, len(rollout.tokens) - rollout.n_read
+    tokens = {"prompt_tokens": n_prompt, "completion_tokens": n_sampled, "cached_tokens": 0}
+    used = {**tokens, "total_tokens": n_prompt + n_sampled}
     reason = "length" if rollout.is_cut else "stop"
     return EvalItem(
         id=new_id("outputitem_", 32),
@@ -89,7 +90,7 @@ def _item(job: Job, run_id: str, number: int, line: Json, each: "Evaluated") -> 
         results=[result],
         sample={
             "input": list(each.problem.messages),
-            "output": [choice["message"] for choice in sample_of(rollout.text)["choices"]],
+            "output": list(rollout.messages) or [choice["message"] for choice in sample_of(rollout.text)["choices"]],
             "finish_reason": reason,
             "model": model,
             "usage": used,

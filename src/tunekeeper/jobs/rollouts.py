@@ -23,7 +23,7 @@ import torch
 from tunekeeper.datasets.formats import ProblemExample
 from tunekeeper.datasets.render import reply_tokens
 from tunekeeper.datasets.tokenizer import Tokenizer, text_of
-from tunekeeper.errors import Unavailable
+from tunekeeper.errors import InvalidRequest, UpstreamFailed
 from tunekeeper.graders.build import build_here
 from tunekeeper.graders.spec import Grader, parse, parts_of
 from tunekeeper.graders.template import Ungradable, sample_of
@@ -58,6 +58,11 @@ Deliver = Callable[[Piece | Exception], None]
 class TokenSampler(Protocol):
     """Where answers come from."""
 
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        ...
+
     def begin(self, adapter: LoraAdapter | None) -> None:
         """Answer from these weights from now on."""
         ...
@@ -77,13 +82,18 @@ class EngineSampler:
     def __init__(self, engine: Engine, trained: Decoder) -> None:
         self._engine, self._trained = engine, trained
         self._adapter: LoraAdapter | None = None
-        self._is_merged = False
+        self._merged: LoraAdapter | None = None
+
+    @property
+    def context(self) -> int:
+        """The engine's, which its cache may limit."""
+        return self._engine.context
 
     def begin(self, adapter: LoraAdapter | None) -> None:
         """Answer from these weights, and from nothing that others have left; nothing may be under way."""
         self._engine.forget()
-        self._is_merged = adapter is not None and merge(self._engine.decoder, self._trained, adapter)
-        self._adapter = None if self._is_merged else adapter
+        is_merged = adapter is not None and merge(self._engine.decoder, self._trained, adapter)
+        self._merged, self._adapter = (adapter, None) if is_merged else (None, adapter)
 
     def ask(self, prompts: Sequence[Sequence[int]], params: Sequence[Sampling], deliver: Sequence[Deliver]) -> None:
         """Start the answers together."""
@@ -91,8 +101,8 @@ class EngineSampler:
 
     def end(self) -> None:
         """Leave the merged weights' memory to the training step."""
-        if self._is_merged:
-            unmerge(self._engine.decoder, self._trained)
+        if self._merged is not None:
+            unmerge(self._engine.decoder, self._trained, self._merged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +133,8 @@ class ProblemPlayer:
         max_episode_steps: int = AUTO_EPISODE_STEPS,
     ) -> None:
         """`servers` run the calls of an answer; after `max_episode_steps` turns it ends, whatever it calls."""
-        self.judges = judges
-        self._sampler, self._tokenizer, self._grader, self._config = sampler, tokenizer, grader, config
+        self.judges, self.sampler = judges, sampler
+        self._tokenizer, self._grader, self._config = tokenizer, grader, config
         self._files = {False: training, True: held_out}
         self._response_format = response_format or {}
         self._style = call_style(tokenizer)
@@ -136,12 +146,12 @@ class ProblemPlayer:
     def play(self, asks: Sequence[Ask], adapter: LoraAdapter | None, *, valid: bool) -> list[Rollout]:
         """The answers in the order of `asks`, each with its grade; raises what the sampler raises."""
         data = self._files[valid]
-        self._sampler.begin(adapter)
+        self.sampler.begin(adapter)
         episodes = [_Episode(ask, data.problems[ask.problem], data.trees[ask.problem].trunk) for ask in asks]
         unended = episodes
         while unended:
             inboxes = [_Inbox(self._pool, episode, self._take) for episode in unended]
-            self._sampler.ask(
+            self.sampler.ask(
                 [episode.prompt for episode in unended],
                 [self._sampling(episode) for episode in unended],
                 [inbox.take for inbox in inboxes],
@@ -149,7 +159,7 @@ class ProblemPlayer:
             for inbox in inboxes:
                 inbox.wait()
             unended = [episode for episode in unended if episode.rollout is None]
-        self._sampler.end()
+        self.sampler.end()
         rollouts = [episode.ended() for episode in episodes]
         if valid:
             self.evaluated = [
@@ -179,7 +189,11 @@ class ProblemPlayer:
     def _room(self, episode: "_Episode") -> int:
         """Tokens that the next turn may have."""
         left = self._config.max_completion_tokens - episode.n_sampled
-        return min(left, self._config.max_seq_len - len(episode.prompt))
+        return min(left, self._longest - len(episode.prompt))
+
+    @property
+    def _longest(self) -> int:
+        return min(self._config.max_seq_len, self.sampler.context)
 
     def _grammar(self, problem: ProblemExample) -> str | None:
         asked = self._response_format
@@ -203,7 +217,7 @@ class ProblemPlayer:
         episode.add_turn(text, words, calls, last, self._thought_tokens(text))
         goes_on = self._servers.serves(calls) and last.finish_reason == "stop" and episode.n_turns < self._max_steps
         if not goes_on or self._room(episode) <= 0:
-            self._end(episode, words, calls, last)
+            self._end(episode, words, calls, last, is_cut=last.finish_reason == "length" or goes_on)
             return
         try:
             outputs = [self._servers.output(call, f"trace_{episode.ask.seed:012x}") for call in calls]
@@ -215,18 +229,19 @@ class ProblemPlayer:
             if self._room(episode) <= 0:
                 raise Ungradable(
                     "truncated_observation_error",
-                    f"With what the tools said, the answer is longer than max_seq_len ({self._config.max_seq_len}).",
+                    f"With what the tools said, the answer does not fit into {self._longest} tokens, the lesser of "
+                    "max_seq_len and the engine's cache_tokens.",
                 )
-        except Ungradable as fault:
-            grade = fault.grade()
+        except (Ungradable, InvalidRequest) as fault:  # the latter: the chat template cannot write what was sampled
+            grade = (fault if isinstance(fault, Ungradable) else Ungradable("other_error", fault.message)).grade()
             faults = tuple(replace(each, grader="tools") for each in grade.faults)
             episode.end(replace(grade, faults=faults), is_cut=False)
 
-    def _end(self, episode: "_Episode", words: str, calls: list[Json], last: Piece) -> None:
+    def _end(self, episode: "_Episode", words: str, calls: list[Json], last: Piece, *, is_cut: bool) -> None:
         reason = "tool_calls" if calls else last.finish_reason or "stop"
         sample = {**sample_of(words, tool_calls=calls, finish_reason=reason), "output_messages": episode.messages}
         item = {**episode.problem.item, "messages": list(episode.problem.messages)}
-        episode.end(self._grader.grade(sample, item), is_cut=last.finish_reason == "length")
+        episode.end(self._grader.grade(sample, item), is_cut=is_cut)
 
     def _thought_tokens(self, text: str) -> int:
         thought = text.partition(_THOUGHT_ENDS)[0] if _THOUGHT_ENDS in text else ""
@@ -319,6 +334,8 @@ class _Episode:
             is_cut=is_cut,
             reasoning_tokens=self.reasoning_tokens,
             logprobs=tuple(self.logprobs),
+            n_read=len(self.tokens) - self.n_sampled,
+            messages=tuple(self.messages) if self.n_turns > 1 else (),
         )
 
     def ended(self) -> Rollout:
@@ -405,9 +422,9 @@ def open_sampler(job: Job, desk: Desk, decoder: Decoder) -> Iterator[TokenSample
         return
     upstream = next((each for each in desk.settings.upstreams if each.name == name), None)
     if upstream is None:
-        raise Unavailable(
+        raise UpstreamFailed(
             f"This job's answers were sampled by the upstream {name!r}, which tunekeeper.toml no longer has. Put it "
-            "back, or start the job anew."
+            "back, and resume the job."
         )
     base = base_under(desk.store.get_model(job.model), desk.store)
     directory = job_directory(desk.settings.home, job.id) / "rollouts"

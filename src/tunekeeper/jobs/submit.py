@@ -24,7 +24,7 @@ from tunekeeper.errors import (
     Unsupported,
 )
 from tunekeeper.graders.spec import parse as parse_grader
-from tunekeeper.jobs.tool_servers import read_tools
+from tunekeeper.jobs.tool_servers import PARAM, read_tools
 from tunekeeper.lifecycle.catalog import Catalog
 from tunekeeper.lifecycle.policy import stand
 from tunekeeper.settings import Settings, Upstream
@@ -295,7 +295,7 @@ def _check_method(method: Json, model: Model, store: Store, settings: Settings, 
         )
     if method["type"] == "reinforcement":
         parse_grader(method["reinforcement"]["grader"], param="method.reinforcement.grader")
-        read_tools(method["reinforcement"].get("tools", ()), settings.endpoint_hosts)
+        tools = read_tools(method["reinforcement"].get("tools", ()), settings.endpoint_hosts)
     config = read_config(settings.home / base_under(model, store).path)
     resolved = resolve(
         method,
@@ -305,13 +305,21 @@ def _check_method(method: Json, model: Model, store: Store, settings: Settings, 
         hidden_size=hidden_size_of(config),
         parent=parent_shape(model, settings.home),
     )
+    if not isinstance(resolved, ReinforcementConfig):
+        return
+    if tools and resolved.adapter_scope == "completion":
+        raise Unsupported(
+            "With adapter_scope 'completion' the adapter acts from the last turn on only, so an answer of several "
+            "turns cannot be learned from as it was sampled. Use adapter_scope 'all', or leave tools out.",
+            param=PARAM,
+        )
     upstream = settings.sampler_of(base_under(model, store).id)
-    if upstream is not None and isinstance(resolved, ReinforcementConfig):
-        _check_sampled_elsewhere(resolved, upstream)
+    if upstream is not None:
+        check_sampled_elsewhere(resolved, upstream)
 
 
-def _check_sampled_elsewhere(config: ReinforcementConfig, upstream: Upstream) -> None:
-    """Refuse what a server that is given adapters cannot sample."""
+def check_sampled_elsewhere(config: ReinforcementConfig, upstream: Upstream) -> None:
+    """Raises Unsupported for what a server that is given adapters cannot sample."""
     where = f"This job's answers are sampled by the upstream {upstream.name}, "
     refused = {
         "full_finetune": config.full_finetune and "which can be given adapters only",

@@ -196,9 +196,9 @@ class Reinforcer(Learner):
         )
 
     def _split(self, tree: Tree, told: Sequence[tuple[Branch, float, tuple[float, ...]]]) -> list["_Lessons"]:
-        """The tree with these branches, in parts that one pass takes; the trunk is in each."""
+        """The tree with these branches, in parts that one pass takes; the trunk is in each, so parts are no shorter."""
         sizes = [len(branch.tokens) for branch, _, _ in told]
-        room = max(1, self.microbatch_tokens - len(tree.trunk))
+        room = max(len(tree.trunk), self.microbatch_tokens - len(tree.trunk))
         return [
             _Lessons(
                 Tree(tree.trunk, tuple(told[n][0] for n in part), (), tree.line),
@@ -247,7 +247,15 @@ class Reinforcer(Learner):
             sums.loss += float(loss.detach())
             sums.right += float((right_N * weight_N).sum())
             sums.weight += float(weight_N.sum())
-        self._gap = gap / sums.weight
+        self._gap = gap / max(sums.weight, 1.0)
+        if not self._gap <= MOST_GAP:
+            self.optimizer.zero_grad()
+            raise TunekeeperError(
+                f"Step {self.step + 1}: the log-probability of a sampled token differs by {self._gap:.2f} nats on "
+                "average between the server that sampled it and this one. The server does not run this job's base "
+                "model with the adapter that it was given, or not with --logprobs-mode raw_logprobs.",
+                code="sampler_mismatch",
+            )
         return sums, self._update(rate)
 
     def _measure(self) -> Played | None:
@@ -286,13 +294,6 @@ class Reinforcer(Learner):
         return max(5, min(TIED_STEPS, self.steps_per_epoch))
 
     def _check(self) -> None:
-        if self._gap > MOST_GAP:
-            raise TunekeeperError(
-                f"Step {self.step}: the log-probability of a sampled token differs by {self._gap:.2f} nats on average "
-                "between the server that sampled it and this one. The server does not run this job's base model with "
-                "the adapter that it was given, or not with --logprobs-mode raw_logprobs.",
-                code="sampler_mismatch",
-            )
         if self._failing >= FAILING_STEPS:
             raise TunekeeperError(
                 f"The grader failed on most answers of {self._failing} steps one after another, the last of them step "

@@ -49,6 +49,10 @@ class Rollout:
     reasoning_tokens: int = 0
     logprobs: tuple[float, ...] = ()
     """Of each token when it was sampled; empty where the trainer's own decoder sampled it, which finds the same."""
+    n_read: int = 0
+    """Tokens in between that tools said."""
+    messages: tuple[Json, ...] = ()
+    """The model's and the tools', of an answer that called tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ def metrics(played: Mapping[str, Played], judges: Sequence[Judge], *, tied_share
         "train_reward_mean": train.reward_mean,
         "train_reasoning_tokens_mean": _mean([r.reasoning_tokens for r in train.rollouts]),
         "reasoning_tokens_mean": _mean([r.reasoning_tokens for r in train.rollouts]),
-        "completion_tokens_mean": _mean([len(r.tokens) for r in train.rollouts]),
+        "completion_tokens_mean": _mean([len(r.tokens) - r.n_read for r in train.rollouts]),
         "cut_answers_mean": _mean([float(r.is_cut) for r in train.rollouts]),
         "train_grader_error_mean": train.failed_share,
         "mean_unresponsive_rewards": tied_share,
@@ -145,7 +149,7 @@ def metrics(played: Mapping[str, Played], judges: Sequence[Judge], *, tied_share
             "full_valid_mean_reward": valid.reward_mean,
             "full_valid_mean_parse_error": _parse_errors(valid),
             "valid_reasoning_tokens_mean": _mean([r.reasoning_tokens for r in valid.rollouts]),
-            "valid_completion_tokens_mean": _mean([len(r.tokens) for r in valid.rollouts]),
+            "valid_completion_tokens_mean": _mean([len(r.tokens) - r.n_read for r in valid.rollouts]),
             "valid_grader_error_mean": valid.failed_share,
         }
     return data
