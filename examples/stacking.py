@@ -7,9 +7,9 @@ package is imported only to read and to score those questions.
     python examples/stacking.py --wheel ~/.tunekeeper/downloads/bfcl_eval-….whl \
         --tokenizer ~/.tunekeeper/bases/smollm2-135m
 
-Three seeds take about an hour and a half on two cores. What comes second learns from questions that the supervised step has not
-seen, for those it has are answered right by heart: RFT is told which answers are right, DPO prefers the accepted
-answer to what the supervised model itself got wrong.
+Three seeds take about an hour and a half on two cores. What comes second learns from questions that the supervised
+step has not seen, for those it has are answered right by heart: RFT is told which answers are right, DPO prefers the
+accepted answer to what the supervised model itself got wrong.
 """
 
 import argparse

@@ -20,7 +20,6 @@ from tunekeeper.inference.packed import packed_view
 from tunekeeper.jobs.prepare import Data
 from tunekeeper.jobs.rollouts import EngineSampler, ProblemPlayer
 from tunekeeper.models.decoder import Decoder
-from tunekeeper.models.load import load_decoder
 from tunekeeper.models.lora import LoraAdapter
 from tunekeeper.trainer.config import ReinforcementConfig, resolve, validate_method
 from tunekeeper.trainer.loop import Forest
@@ -50,14 +49,6 @@ class LengthGrader:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-@pytest.fixture(scope="module")
-def decoder(tiny_base: Path) -> Decoder:
-    decoder = load_decoder(tiny_base, dtype="fp32")
-    with torch.no_grad():
-        Forest(decoder, [Tree((1, 2), (Branch((3,), (1.0,)),))], None, 0).logprobs([0])
-    return decoder
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from tunekeeper.jobs.prepare import Data, Desk
 from tunekeeper.jobs.queue import resume
 from tunekeeper.jobs.rollouts import EngineSampler, ProblemPlayer, TokenSampler
 from tunekeeper.models.decoder import Decoder
-from tunekeeper.models.load import load_decoder
 from tunekeeper.settings import Upstream
 from tunekeeper.trainer.config import ReinforcementConfig, resolve, validate_method
 from tunekeeper.trainer.loop import Forest
@@ -37,14 +36,6 @@ FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "s
 ASKS = [Ask(problem, index, 1000 + 10 * problem + index) for problem in range(3) for index in range(3)]
 GRADER = {"type": "string_check", "name": "g", "operation": "like", "input": "{{ sample.output_text }}",
           "reference": "a"}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def decoder(tiny_base: Path) -> Decoder:
-    decoder = load_decoder(tiny_base, dtype="fp32")
-    with torch.no_grad():
-        Forest(decoder, [Tree((1, 2), (Branch((3,), (1.0,)),))], None, 0).logprobs([0])
-    return decoder
 
 
 @pytest.fixture

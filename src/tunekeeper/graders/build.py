@@ -15,9 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
-import httpx
-
-from tunekeeper.errors import PermissionDenied, TunekeeperError, Unavailable
+from tunekeeper.errors import TunekeeperError, Unavailable
 from tunekeeper.graders.endpoint import EndpointClient
 from tunekeeper.graders.formula import Formula
 from tunekeeper.graders.model import label_model, score_model
@@ -33,6 +31,7 @@ from tunekeeper.graders.spec import (
     Spec,
     StringCheck,
     TextSimilarity,
+    check_host,
     parse,
     parts_of,
 )
@@ -165,7 +164,7 @@ class _Builder:
             case LabelModel():
                 return label_model(spec, self._judge(spec.model), self._limit), None
             case Endpoint():
-                self._check_host(spec.url)
+                check_host(spec.url, self._hosts, what="graders", param="url")
                 client = EndpointClient(spec)
                 return client.score, client.close
             case Python():
@@ -178,10 +177,3 @@ class _Builder:
         if self._sampler is None:
             raise Unavailable(f"No model can be asked here, and the grader wants {model!r} to judge.", param="model")
         return self._sampler
-
-    def _check_host(self, url: str) -> None:
-        host = httpx.URL(url).host  # as the client that asks reads it
-        if self._hosts is not None and host not in self._hosts:
-            raise PermissionDenied(
-                f"This server does not let graders ask {host}. Its operator can: grader_hosts = {host!r}.", param="url"
-            )

@@ -19,7 +19,7 @@ The Python grader lives in `graders.code`, behind one function:
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import httpx
@@ -37,7 +37,7 @@ from pydantic import (
 )
 
 from tunekeeper.datasets.formats import Fault
-from tunekeeper.errors import InvalidRequest
+from tunekeeper.errors import InvalidRequest, PermissionDenied
 from tunekeeper.graders.formula import FUNCTIONS, Formula
 from tunekeeper.graders.template import Template, Variable, template
 from tunekeeper.types import Grade, Json
@@ -106,6 +106,15 @@ def is_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.host or (parts.port or 0) > 65535:
         raise ValueError(f"{url!r} is no http or https address")
     return url
+
+
+def check_host(url: str, hosts: Collection[str] | None, *, what: str, param: str) -> None:
+    """Refuse to let `what` ask a host that the operator has not named; None: any may be asked."""
+    host = httpx.URL(url).host  # as the client that asks reads it
+    if hosts is not None and host not in hosts:
+        raise PermissionDenied(
+            f"This server does not let {what} ask {host}. Its operator can: grader_hosts = {host!r}.", param=param
+        )
 
 
 def are_headers(headers: dict[str, str]) -> dict[str, str]:

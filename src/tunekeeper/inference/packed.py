@@ -84,29 +84,34 @@ def merge(view: Decoder, decoder: Decoder, adapter: LoraAdapter) -> bool:
     """
     if view is decoder or adapter.scope != "all":
         return False
-    for layer, plain, attribute, names, widths in _weights(view, decoder):
-        if any(module in adapter.pairs for module in names):
-            setattr(layer, attribute, _packed(adapter.merged(getattr(plain, attribute), names, widths), both=False))
+    for layer, plain, attribute, names, widths in _adapted(view, decoder, adapter):
+        setattr(layer, attribute, _packed(adapter.merged(getattr(plain, attribute), names, widths), both=False))
     return True
 
 
 def unmerge(view: Decoder, decoder: Decoder, adapter: LoraAdapter) -> None:
     """Give the memory of what was merged back; until it is merged again the view answers without adapter, slowly."""
-    for layer, plain, attribute, names, _ in _weights(view, decoder):
-        if any(module in adapter.pairs for module in names):
-            setattr(layer, attribute, getattr(plain, attribute))
+    for layer, plain, attribute, _, _ in _adapted(view, decoder, adapter):
+        setattr(layer, attribute, getattr(plain, attribute))
 
 
-def _weights(view: Decoder, decoder: Decoder) -> Iterator[tuple[Any, Any, str, tuple[str, ...], tuple[int, ...]]]:
-    """Each weight of the layers: the view's layer, the decoder's, the attribute, its modules and their widths."""
+def _adapted(
+    view: Decoder, decoder: Decoder, adapter: LoraAdapter
+) -> Iterator[tuple[Any, Any, str, tuple[str, ...], tuple[int, ...]]]:
+    """Each weight that the adapter changes: the view's layer, the decoder's, the attribute, its modules and widths."""
     assert isinstance(view, LlamaDecoder)
     assert isinstance(decoder, LlamaDecoder)
     size, inner = decoder.shape.hidden_size, decoder.shape.inner_size
     for layer, plain in zip(view.layers, decoder.layers, strict=True):
-        yield layer, plain, "qkv_OE", plain.qkv_names, decoder.qkv_widths
-        yield layer, plain, "o_EO", plain.o_names, (size,)
-        yield layer, plain, "gate_up_FE", plain.gate_up_names, (inner, inner)
-        yield layer, plain, "down_EF", plain.down_names, (size,)
+        weights = (
+            ("qkv_OE", plain.qkv_names, decoder.qkv_widths),
+            ("o_EO", plain.o_names, (size,)),
+            ("gate_up_FE", plain.gate_up_names, (inner, inner)),
+            ("down_EF", plain.down_names, (size,)),
+        )
+        for attribute, names, widths in weights:
+            if any(module in adapter.pairs for module in names):
+                yield layer, plain, attribute, names, widths
 
 
 def _helps(decoder: Decoder) -> bool:

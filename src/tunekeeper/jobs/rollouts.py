@@ -213,7 +213,8 @@ class ProblemPlayer:
         """Take a turn of the model: let the servers answer its calls, or end the episode with a grade."""
         names = [str(function["name"]) for function in _functions(episode.problem)]
         words, calls = self._parted(text, names) if names else (text, [])
-        calls = [{**call, "id": call_id(seed_of(episode.seed, n))} for n, call in enumerate(calls)]
+        for n, call in enumerate(calls):
+            call["id"] = call_id(seed_of(episode.seed, n))
         episode.add_turn(text, words, calls, last, self._thought_tokens(text))
         goes_on = self._servers.serves(calls) and last.finish_reason == "stop" and episode.n_turns < self._max_steps
         if not goes_on or self._room(episode) <= 0:
@@ -248,7 +249,7 @@ class ProblemPlayer:
         return len(self._tokenizer.encode(thought, continues=True)) if thought else 0
 
     def _parted(self, text: str, names: Sequence[str]) -> tuple[str, list[Json]]:
-        """The words of an answer, and its calls as a chat completion has them."""
+        """The words of an answer, and its calls as a chat completion has them, but for their ids."""
         stream = PythonicStream(names) if self._style == "pythonic" else CallStream(names)
         words = ""
         calls: list[Json] = []
@@ -257,7 +258,7 @@ class ProblemPlayer:
                 words += part.text
             elif isinstance(part, CallBegins):
                 function = {"name": part.name, "arguments": ""}
-                calls.append({"id": f"call_{part.index}", "type": "function", "function": function})
+                calls.append({"type": "function", "function": function})
             elif isinstance(part, Arguments):
                 calls[part.index]["function"]["arguments"] += part.text
         return words, calls

@@ -10,12 +10,11 @@ stands in the lines' `tools`, as ever; a call of a function without a server end
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
-import httpx
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from tunekeeper.errors import InvalidRequest, PermissionDenied
+from tunekeeper.errors import InvalidRequest
 from tunekeeper.graders.post import PostClient, read_json
-from tunekeeper.graders.spec import are_headers, explained, is_url
+from tunekeeper.graders.spec import are_headers, check_host, explained, is_url
 from tunekeeper.graders.template import Ungradable
 from tunekeeper.types import Json
 
@@ -47,12 +46,7 @@ def read_tools(given: Sequence[Any], hosts: Collection[str] | None) -> list[Tool
             raise explained(error, place) from error
         if tool.name in {other.name for other in found}:
             raise InvalidRequest(f"{place}.name: two tools have the name {tool.name!r}.", param=f"{place}.name")
-        host = httpx.URL(tool.server_url).host
-        if hosts is not None and host not in hosts:
-            raise PermissionDenied(
-                f"This server does not let tools be asked at {host}. Its operator can: grader_hosts = {host!r}.",
-                param=f"{place}.server_url",
-            )
+        check_host(tool.server_url, hosts, what="tools", param=f"{place}.server_url")
         found.append(tool)
     return found
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -92,11 +91,9 @@ def merged(weights: Mapping[str, Tensor], adapter: LoraAdapter) -> dict[str, Ten
     if adapter.scope != "all":
         raise Unsupported("An adapter that acts on completions only has no merged form.", param="adapter_scope")
     result = dict(weights)
-    with torch.no_grad():
-        for name, pair in adapter.pairs.items():
-            weight = result[f"{name}.weight"]
-            change = adapter.scale * (pair.b_OR @ pair.a_RI)
-            result[f"{name}.weight"] = (weight.float() + change).to(weight.dtype)
+    for name in adapter.pairs:
+        weight = result[f"{name}.weight"]
+        result[f"{name}.weight"] = adapter.merged(weight.float(), [name], [len(weight)]).to(weight.dtype)
     return result
 
 
