@@ -101,13 +101,15 @@ def reinforcer(base: Path, settings: ReinforcementConfig, player: PlainPlayer | 
     )
 
 
-def played(groups: Sequence[Sequence[tuple[int, float]]], seed: int = 0) -> Played:
-    """Answers of the given lengths and rewards, one group a problem."""
+def played(groups: Sequence[Sequence[tuple[int, float]]], seed: int = 0, *, alike: bool = False) -> Played:
+    """Answers of the given lengths and rewards, one group a problem; `alike`: of two tokens, so that many are equal."""
     rng = random.Random(seed)
     asks, rollouts = [], []
     for problem, group in enumerate(groups):
         for index, (length, reward) in enumerate(group):
             side = branch(length, rng)
+            if alike:
+                side = replace(side, tokens=tuple(5 + token % 2 for token in side.tokens))
             weights = tuple(0.0 if n == 1 else 1.0 for n in range(length))  # the second token was forced
             asks.append(Ask(problem, index, 0))
             rollouts.append(Rollout(tokens=side.tokens, weights=weights, text="", grade=Grade(score=reward)))
@@ -122,14 +124,15 @@ answer = st.tuples(st.integers(1, 7), st.sampled_from([0.0, 0.25, 1.0]))
     groups=st.lists(st.lists(answer, min_size=2, max_size=4), min_size=1, max_size=3),
     temperature=st.sampled_from([1.0, 0.7]),
     microbatch=st.sampled_from([10, 2048]),
+    alike=st.booleans(),
 )
 def test_the_step_is_the_policy_gradient_of_one_sequence_a_row(
-    tiny_base: Path, groups: list[list[tuple[int, float]]], temperature: float, microbatch: int
+    tiny_base: Path, groups: list[list[tuple[int, float]]], temperature: float, microbatch: int, alike: bool
 ) -> None:
     run = reinforcer(tiny_base, config(temperature=temperature), microbatch_tokens=microbatch)
     assert run.adapter is not None
     run.adapter.pairs.update(drawn_adapter(run.decoder).pairs)
-    answers = played(groups)
+    answers = played(groups, alike=alike)
     caught: list[float] = []
     run._update = lambda rate: caught.append(rate) or 0.0  # type: ignore[assignment, func-returns-value]
     sums, _ = run.optimize(run.compare(answers), 1.0, n_answers=len(answers.asks))
@@ -148,8 +151,8 @@ def test_the_step_is_the_policy_gradient_of_one_sequence_a_row(
             )
             theirs = theirs - advantage * logprobs.sum() / (len(answers.asks) * 8)
     tied = all(len({reward for _, reward in group}) == 1 for group in groups)
-    assert bool(caught) != tied
-    if not tied:
+    assert bool(caught) != tied or alike  # equal answers may have unequal rewards, which teach nothing
+    if caught:
         theirs.backward()
         assert sums.loss == pytest.approx(theirs.item(), rel=1e-5, abs=1e-6)
         check_gradients(run.adapter, factors)
@@ -316,6 +319,19 @@ def test_a_group_larger_than_a_pass_is_split_with_its_prompt(tiny_base: Path) ->
     assert len(sampled.trees) > 1
     assert {tree.trunk for tree in sampled.trees} == {run.problems[0].trunk}
     assert sum(len(each) for each in sampled.advantages) == 4
+
+
+def test_what_answers_share_is_computed_once_and_what_is_equal_too(tiny_base: Path) -> None:
+    run = reinforcer(tiny_base, config())
+    answers = played([[(5, 1.0), (5, 0.0), (5, 0.0), (5, 1.0)]])
+    tokens = [(7, 8, 9, 10, 2), (7, 8, 11, 12, 2), (7, 8, 11, 12, 2), (7, 8, 13, 2, 14)]
+    told = [replace(one, tokens=each) for one, each in zip(answers.rollouts, tokens, strict=True)]
+    sampled = run.compare(Played(answers.asks, told))
+    assert [tree.trunk for tree in sampled.trees] == [(*run.problems[0].trunk, 7, 8)]
+    assert [one.tokens for one in sampled.trees[0].branches] == [(9, 10, 2), (11, 12, 2), (13, 2, 14)]
+    assert sampled.advantages[0] == pytest.approx([2 / 3, -4 / 3, 2 / 3])
+    run.config = replace(run.config, adapter_scope="completion")  # a trunk is then computed without the adapter
+    assert run.compare(Played(answers.asks, told)).trees[0].trunk == run.problems[0].trunk
 
 
 def test_a_grader_that_keeps_failing_ends_the_run_with_its_words(tiny_base: Path) -> None:

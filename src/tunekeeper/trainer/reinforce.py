@@ -6,13 +6,15 @@
 
 Every answer is sampled by the very weights that then learn from it, and is used once: the gradient is on-policy.
 Where another program samples, in other arithmetic, its log-probabilities come with the answers and are corrected by.
-A group, the answers to one problem, is one tree: its prompt is computed once.
+A group, the answers to one problem, is one tree: its prompt is computed once, with the beginning that they share, and
+answers that are the same are one branch.
 """
 
 import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -37,6 +39,10 @@ TIED_STEPS = 20
 MOST_GAP = 0.5
 """Nats by which the sampler's and the trainer's log-probability of a token may differ, on average: arithmetic in
 bfloat16 comes to some hundredths, other weights to more than this."""
+
+
+_Answer = tuple[tuple[int, float, float], ...]
+"""Of each token: which it is, its loss weight, and its log-probability where it was sampled; its weight again: here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +190,12 @@ class Reinforcer(Learner):
         found = [advantages(reward, torch.zeros(len(reward), dtype=torch.long)) for reward in rewards]
         kept: list[_Lessons] = []
         for (problem, tree), advantage_B in zip(trees.items(), found, strict=True):
-            told = zip(tree.branches, advantage_B.tolist(), groups[problem], strict=True)
-            kept += self._split(tree, [(branch, a, _learned(rollout)) for branch, a, rollout in told if a])
+            told: dict[_Answer, float] = {}  # what was sampled twice is one branch
+            for rollout, advantage in zip(groups[problem], advantage_B.tolist(), strict=True):
+                answer = tuple(zip(rollout.tokens, rollout.weights, rollout.logprobs or rollout.weights, strict=True))
+                told[answer] = told.get(answer, 0.0) + advantage
+            told = {answer: advantage for answer, advantage in told.items() if advantage}
+            kept += self._lessons(tree, told, elsewhere=any(rollout.logprobs for rollout in groups[problem]))
         n_tied = len(groups) - sum(bool(advantage_B.any()) for advantage_B in found)
         return Sampled(
             tuple(each.tree for each in kept),
@@ -195,17 +205,26 @@ class Reinforcer(Learner):
             tuple(each.logprobs for each in kept) if any(each.logprobs for each in kept) else (),
         )
 
-    def _split(self, tree: Tree, told: Sequence[tuple[Branch, float, tuple[float, ...]]]) -> list["_Lessons"]:
-        """The tree with these branches, in parts that one pass takes; the trunk is in each, so parts are no shorter."""
-        sizes = [len(branch.tokens) for branch, _, _ in told]
-        room = max(len(tree.trunk), self.microbatch_tokens - len(tree.trunk))
+    def _lessons(self, tree: Tree, told: Mapping[_Answer, float], *, elsewhere: bool) -> list[_Lessons]:
+        """The answers as trees, in parts that one pass takes; the trunk is in each, so parts are no shorter."""
+        trunk = tree.trunk
+        n_shared = 0
+        if self.config.adapter_scope == "all":
+            # Advantages add up to nothing, and so does what is to be learned of a beginning that all answers have.
+            shared = [*takewhile(lambda at: len(set(at)) == 1, zip(*told, strict=False))]
+            trunk, n_shared = (*trunk, *(at[0][0] for at in shared)), len(shared)
+        rests = [(answer[n_shared:], advantage) for answer, advantage in told.items() if len(answer) > n_shared]
+        room = max(len(trunk), self.microbatch_tokens - len(trunk))
+        parts = [
+            [rests[n] for n in part] for part in microbatches([len(rest) for rest, _ in rests], range(len(rests)), room)
+        ]
         return [
             _Lessons(
-                Tree(tree.trunk, tuple(told[n][0] for n in part), (), tree.line),
-                tuple(told[n][1] for n in part),
-                tuple(logprob for n in part for logprob in told[n][2]),
+                Tree(trunk, tuple(_branch(rest) for rest, _ in part), (), tree.line),
+                tuple(advantage for _, advantage in part),
+                tuple(logprob for rest, _ in part for _, weight, logprob in rest if weight) if elsewhere else (),
             )
-            for part in microbatches(sizes, range(len(told)), room)
+            for part in parts
         ]
 
     def _log_ratios(self, trees: Sequence[Tree]) -> list[Tensor]:
@@ -331,11 +350,8 @@ class Reinforcer(Learner):
         self._failing, self._tied, self._informative = meta["failing"], meta["tied"], meta["informative"]
 
 
-def _learned(rollout: Rollout) -> tuple[float, ...]:
-    """The sampler's log-probabilities of the tokens that are learned from."""
-    if not rollout.logprobs:
-        return ()
-    return tuple(one for one, weight in zip(rollout.logprobs, rollout.weights, strict=True) if weight)
+def _branch(answer: _Answer) -> Branch:
+    return Branch(tuple(token for token, _, _ in answer), tuple(weight for _, weight, _ in answer))
 
 
 def _told(rollouts: Sequence[Rollout]) -> list[str]:
