@@ -7,9 +7,10 @@ package is imported only to read and to score those questions.
     python examples/stacking.py --wheel ~/.tunekeeper/downloads/bfcl_eval-….whl \
         --tokenizer ~/.tunekeeper/bases/smollm2-135m
 
-Three seeds take about an hour and a half on two cores. What comes second learns from questions that the supervised
-step has not seen, for those it has are answered right by heart: RFT is told which answers are right, DPO prefers the
-accepted answer to what the supervised model itself got wrong.
+Three seeds take about an hour and a half on two cores. The supervised step has few examples, as one has where answers
+are easier to check than to write. What comes second learns from questions that it has not seen, for those it has are
+answered right by heart: RFT is told which answers are right, DPO prefers the accepted answer to what the supervised
+model itself got wrong.
 """
 
 import argparse
@@ -76,9 +77,9 @@ def main() -> None:
     parser.add_argument("--start", default="", help="A tuned model to stack on, instead of tuning one for each seed.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--then", nargs="+", choices=("rft", "dpo"), default=("rft", "dpo"))
-    parser.add_argument("--examples", type=int, default=256, help="Examples of the supervised step.")
+    parser.add_argument("--examples", type=int, default=16, help="Examples of the supervised step.")
     parser.add_argument("--held-out", type=int, default=100)
-    parser.add_argument("--problems", type=int, default=240, help="Questions of the second step.")
+    parser.add_argument("--problems", type=int, default=256, help="Questions of the second step.")
     parser.add_argument("-H", dest="changes", action="append", default=[], help="rft.NAME=VALUE or dpo.NAME=VALUE")
     parser.add_argument("--out", type=Path, help="Write every score here, as JSON.")
     arguments = parser.parse_args()
@@ -120,8 +121,16 @@ def main() -> None:
 def _recipes(changes: Iterable[str]) -> Mapping[str, dict[str, Any]]:
     recipes: dict[str, dict[str, Any]] = {
         "sft": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 1.5, "prompt_loss_weight": 0.1},
-        "rft": {"n_epochs": 1, "batch_size": 8, "num_generations": 8, "max_completion_tokens": 64, "eval_interval": 15},
-        "dpo": {"n_epochs": 1, "batch_size": 8, "beta": 0.1},
+        "rft": {
+            "n_epochs": 1,
+            "batch_size": 8,
+            "num_generations": 8,
+            "max_completion_tokens": 64,
+            "temperature": 0.8,
+            "learning_rate_multiplier": 4,
+            "eval_interval": 32,
+        },
+        "dpo": {"n_epochs": 1, "batch_size": 4, "beta": 0.1},
     }
     for change in changes:
         place, _, value = change.partition("=")

@@ -17,7 +17,7 @@ from jobshop import add_data, add_job, events_of, examples, finetune_with_room, 
 from tunekeeper.errors import DiskFull
 from tunekeeper.jobs import queue
 from tunekeeper.jobs.executor import job_directory
-from tunekeeper.jobs.finetune import generation_prompt, run
+from tunekeeper.jobs.finetune import generation_prompt, machine_of, run
 from tunekeeper.jobs.prepare import Desk
 from tunekeeper.jobs.submit import Submission, submit
 from tunekeeper.models.load import load_adapter, load_decoder
@@ -93,6 +93,15 @@ def test_every_number_is_resolved_and_shown(desk):
     assert "auto" not in job.resolved.values()
     assert job.total_steps == job.step == 72
     assert job.trained_tokens == job.estimate["billable_tokens"]
+
+
+def test_weights_that_learn_are_fp32_unless_the_job_says_otherwise(desk):
+    desk = dataclasses.replace(desk, settings=dataclasses.replace(desk.settings, dtype="bf16"))
+    dtypes = [
+        machine_of(add_job(desk, **hyperparameters), desk)["dtype"]
+        for hyperparameters in ({}, {"full_finetune": True}, {"full_finetune": True, "dtype": "bf16"})
+    ]
+    assert dtypes == ["bf16", "fp32", "bf16"]
 
 
 def test_a_paused_job_goes_on_to_the_same_bytes(desk):

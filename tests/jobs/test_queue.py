@@ -100,3 +100,4 @@ def test_an_ended_job_does_not_fail_any_more(desk):
     job = moved(desk, "cancelled")
     with pytest.raises(InvalidState):
         fail(desk.store, job, TunekeeperError("too late"))
+    assert "too late" not in [event.message for event in events_of(desk, job)]

@@ -228,6 +228,13 @@ def test_calls_of_a_lines_functions_reach_the_grader(engine: Engine, tiny_base: 
     assert [(call["type"], call["function"]) for call in calls] == [("function", {"name": "f", "arguments": "{}"})]
 
 
+def test_a_grader_whose_thread_cannot_start_is_an_error_of_the_run(engine: Engine, tiny_base: Path) -> None:
+    played = player(engine, tiny_base)
+    played._pool.shutdown()  # as where the system gives no more threads: what is handed in is refused
+    with pytest.raises(RuntimeError):
+        played.play(ASKS[:2], None, valid=False)
+
+
 def test_an_engine_that_fails_is_an_error_of_the_run(engine: Engine, tiny_base: Path, decoder: Decoder) -> None:
     broken = drawn_adapter(decoder)
     with torch.no_grad():

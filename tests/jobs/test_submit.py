@@ -113,6 +113,14 @@ def test_a_hyperparameter_is_refused_under_the_name_that_the_client_gave_it(ask)
     assert refused(ask, InvalidConfig, hyperparameters={"n_epochs": 0}).param == "hyperparameters.n_epochs"
     method = {**SUPERVISED, "supervised": {"hyperparameters": {"n_epochs": 0}}}
     assert refused(ask, InvalidConfig, method=method).param == "method.supervised.hyperparameters.n_epochs"
+    early = {"early_stopping": {"patience": 2}}
+    assert refused(ask, InvalidConfig, hyperparameters=early).param == "hyperparameters.early_stopping"
+    assert refused(ask, InvalidConfig, hyperparameters={"max_cost": 3}).param == "hyperparameters.max_cost"
+
+
+def test_a_value_of_a_sweep_is_refused_in_its_place(ask, tuned):
+    error = refused(ask, InvalidConfig, model=tuned.id, sweep={"space": {"lora_rank": [8, 16]}})
+    assert error.param == "sweep.space.lora_rank"
 
 
 def test_what_needs_a_validation_file_is_refused_without_one(ask):

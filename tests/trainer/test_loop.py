@@ -13,8 +13,10 @@ from peft import PeftModel
 
 from forests import forest
 from tunekeeper.errors import InvalidConfig
+from tunekeeper.models.adapters import read_adapter
 from tunekeeper.models.decoder import Decoder
 from tunekeeper.models.load import load_adapter, load_decoder
+from tunekeeper.models.lora import new_adapter
 from tunekeeper.trainer.config import SupervisedConfig, resolve, validate_method
 from tunekeeper.trainer.diagnosis import diagnose
 from tunekeeper.trainer.estimate import estimate, measure
@@ -162,6 +164,28 @@ def test_early_stopping_ends_the_run_and_says_why(tiny_base: Path) -> None:
     assert len(steps) < 150
     assert "has not fallen" in (steps[-1].stop_reason or "")
     assert steps[-1].epoch_end
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_gradient_without_a_finite_norm_changes_no_weight(tiny_base: Path, value: float) -> None:
+    run = trainer(tiny_base, config())
+    before = {name: tensor.detach().clone() for name, tensor in run.parameters.items()}
+    for tensor in run.parameters.values():
+        tensor.grad = torch.full_like(tensor, value)
+    run._update(1e-3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.parameters.items())
+
+
+def test_an_adapter_lies_where_its_decoder_does(tiny_base: Path, tmp_path: Path) -> None:
+    run = trainer(tiny_base, config())
+    run.save_model(tmp_path / "adapter", base_id="tiny")
+    modules = run.decoder.linear_modules()
+    made = [
+        new_adapter(modules, rank=4, alpha=8.0, seed=1, device="meta"),
+        read_adapter(tmp_path / "adapter", modules, "meta"),
+    ]
+    assert {tensor.device.type for one in made for tensor in one.parameters()} == {"meta"}
+    assert all(tensor.is_leaf and tensor.requires_grad for tensor in made[0].parameters())
 
 
 def test_only_the_named_layers_learn(tiny_base: Path) -> None:

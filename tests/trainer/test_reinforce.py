@@ -292,6 +292,19 @@ def test_the_divergence_from_the_start_is_measured_and_holds_the_model_back(tiny
     assert held[-1].details["train_kl_mean"] < 0.5 * free[-1].details["train_kl_mean"]
 
 
+def test_the_divergence_is_measured_in_passes_of_the_same_size(tiny_base: Path) -> None:
+    found = []
+    for microbatch in (12, 2048):
+        run = reinforcer(tiny_base, config(kl_coef=0.5), microbatch_tokens=microbatch)
+        assert run.adapter is not None
+        run.adapter.pairs.update(drawn_adapter(run.decoder).pairs)
+        found.append(run.compare(played([[(5, 1.0), (3, 0.0), (6, 0.5)], [(2, 0.0), (4, 1.0)]])))
+    assert found[0].kl_mean == pytest.approx(found[1].kl_mean, rel=1e-4)
+    assert [a for one in found[0].advantages for a in one] == pytest.approx(
+        [a for one in found[1].advantages for a in one], rel=1e-4
+    )
+
+
 def test_all_weights_can_learn_too(tiny_base: Path) -> None:
     settings = replace(config(n_epochs=4), full_finetune=True, learning_rate=3e-3)
     player = PlainPlayer(tiny_base)

@@ -67,6 +67,14 @@ def test_a_small_space_is_drawn_to_its_last_point():
     assert sorted(point["lora_rank"] for point in points(sweep, 3)) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("low", "high", "n"), [(1, 1.0004, 4), (0.1, 0.101, 20)])
+def test_a_range_with_too_few_values_of_four_digits_is_refused(low, high, n):
+    sweep = read({"search": "random", "n_trials": n, "space": {"learning_rate_multiplier": {"min": low, "max": high}}})
+    with pytest.raises(InvalidConfig, match="too few different values") as caught:
+        points(sweep, seed=1)
+    assert caught.value.param == "sweep.n_trials"
+
+
 def test_a_sweep_says_itself_again():
     for given_ in (
         {"space": RATES},

@@ -99,7 +99,7 @@ def measure_job(job: Job, desk: Desk) -> Json:
             assert isinstance(trainer.player, ProblemPlayer)
             a_token = _seconds_per_sampled_token(trainer.player.sampler, adapter, training, config, job.seed)
             sampling_s = answers * n_tokens * a_token
-        forest = Forest(decoder, trees, adapter, default_budget())
+        forest = Forest(decoder, trees, adapter, default_budget(decoder.device))
         result = figures.estimate(
             trees,
             valid,

@@ -138,8 +138,11 @@ def machine_of(job: Job, desk: Desk) -> Json:
 
     from tunekeeper.models.load import compute_dtype
 
-    asked = hyperparameters_of(job.method).get("dtype", "auto")
-    dtype = compute_dtype(desk.settings.dtype if asked == "auto" else asked)
+    said = hyperparameters_of(job.method)
+    asked = said.get("dtype", "auto")
+    if asked == "auto":  # weights in bf16 would not move by the small steps of full fine-tuning
+        asked = "fp32" if said.get("full_finetune") else desk.settings.dtype
+    dtype = compute_dtype(asked)
     sampler = _sampler_of(job, desk)
     return {
         "threads": desk.settings.threads or torch.get_num_threads(),

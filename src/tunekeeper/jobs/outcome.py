@@ -1,7 +1,7 @@
 """How a job ends badly, and what it leaves behind.
 
 Whoever moves a job to its last state does so as the last of all: the events that belong to the end are stored
-before it, each under its own key, so that an end that was cut off is repeated without a trace.
+before it or with it, each under its own key, so that an end that was cut off is repeated without a trace.
 """
 
 import hashlib
@@ -25,17 +25,16 @@ MAX_DETAILS = 100
 
 def fail(store: Store, job: Job, error: TunekeeperError) -> Job:
     """Move the job to failed, with what its owner can do; raises InvalidState if it has ended or paused."""
-    store.add_event(
-        job.id,
-        "error",
-        error.message,
-        data={"code": error.code, "param": error.param},
-        key=f"failed-{job.attempts}",
-    )
     return store.transition(
         job.id,
         "failed",
         from_={"validating_files", "queued", "running"},
+        event={
+            "level": "error",
+            "message": error.message,
+            "data": {"code": error.code, "param": error.param},
+            "key": f"failed-{job.attempts}",
+        },
         error=_wire(error),
         finished_at=store.now(),
         request=None,
@@ -45,11 +44,15 @@ def fail(store: Store, job: Job, error: TunekeeperError) -> Job:
 
 def settle_cancel(store: Store, job_id: str, *, from_: Collection[JobStatus]) -> Job:
     """Move a job that nothing runs to cancelled; raises InvalidState if it is in no state of `from_`."""
-    job = store.transition(
-        job_id, "cancelled", from_=from_, finished_at=store.now(), request=None, estimated_finish=None
+    return store.transition(
+        job_id,
+        "cancelled",
+        from_=from_,
+        event={"level": "info", "message": "Fine-tuning job cancelled", "key": "cancelled"},
+        finished_at=store.now(),
+        request=None,
+        estimated_finish=None,
     )
-    store.add_event(job_id, "info", "Fine-tuning job cancelled", key="cancelled")
-    return job
 
 
 def is_resumable_failure(job: Job) -> bool:

@@ -364,7 +364,10 @@ class _Inbox:
             self.text += item.text
             if item.finish_reason is None:
                 return
-            self.grading = self.pool.submit(self.done, self.episode, self.text, item)
+            try:
+                self.grading = self.pool.submit(self.done, self.episode, self.text, item)
+            except RuntimeError as error:  # no thread can be started; who waits must know
+                self.fault = error
         self.over.set()
 
     def wait(self) -> None:

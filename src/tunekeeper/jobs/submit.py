@@ -9,7 +9,8 @@ import datetime
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,9 +91,10 @@ def draft(submission: Submission, store: Store, settings: Settings) -> Job:
     _check_suffix(submission.suffix)
     check_metadata(submission.metadata)
     _check_integrations(submission.integrations)
-    method = _checked(submission)
-    validated = submission.validation_file is not None
-    _check_method(method, model, store, settings, validated=validated or submission.sweep is not None)
+    validated = submission.validation_file is not None or submission.sweep is not None
+    with _named_as_sent(submission):
+        method = validate_method(_method_of(submission))
+        _check_method(method, model, store, settings, validated=validated)
     seed = _seed(submission.seed)
     sweep = _checked_sweep(submission, method, seed, model, store, settings)
     return Job(
@@ -232,16 +234,20 @@ def _check_integrations(integrations: list[Json] | None) -> None:
         )
 
 
-def _checked(submission: Submission) -> Json:
-    method = _method_of(submission)
+@contextmanager
+def _named_as_sent(submission: Submission) -> Iterator[None]:
+    """Let faults name the deprecated top-level hyperparameters where the client has put them there."""
     try:
-        return validate_method(method)
-    except InvalidConfig as error:
+        yield
+    except InvalidRequest as error:
         if submission.hyperparameters is None:
             raise
-        place = "method.supervised.hyperparameters"  # where the client has not put them
-        message, param = (text.replace(place, "hyperparameters") for text in (error.message, error.param or ""))
-        raise InvalidConfig(message, param=param) from error
+        raise _renamed(error, "method.supervised.hyperparameters", "hyperparameters") from error
+
+
+def _renamed(error: InvalidRequest, place: str, name: str) -> InvalidRequest:
+    message, param = (text.replace(place, name) for text in (error.message, error.param or ""))
+    return type(error)(message, param=param or None, code=error.code, details=error.details)
 
 
 def _method_of(submission: Submission) -> Json:
@@ -347,7 +353,13 @@ def _checked_sweep(
             param="sweep.fast",
         )
     for point in points(sweep, seed):
-        _check_method(with_values(method, point), model, store, settings, validated=True)
+        try:
+            _check_method(with_values(method, point), model, store, settings, validated=True)
+        except InvalidRequest as error:
+            place = f"method.{method['type']}.hyperparameters."
+            if (error.param or "").removeprefix(place) not in point:
+                raise
+            raise _renamed(error, place, "sweep.space.") from error
     return {"sweep": sweep.to_wire()}
 
 

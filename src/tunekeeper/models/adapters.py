@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -52,7 +53,9 @@ def save_adapter(adapter: LoraAdapter, directory: Path, *, base_id: str) -> None
         flush_to_disk(directory / name)
 
 
-def read_adapter(directory: Path, modules: Mapping[str, tuple[int, int]]) -> LoraAdapter:
+def read_adapter(
+    directory: Path, modules: Mapping[str, tuple[int, int]], device: torch.device | str = "cpu"
+) -> LoraAdapter:
     """Load an adapter for a decoder with these linear modules; raises InvalidData when it does not fit them."""
     try:
         config = json.loads((directory / "adapter_config.json").read_text("utf-8"))
@@ -74,7 +77,7 @@ def read_adapter(directory: Path, modules: Mapping[str, tuple[int, int]]) -> Lor
                 f"{(b_OR.shape[0], a_RI.shape[1])} there.",
                 code="invalid_adapter",
             )
-        pairs[name] = LoraPair(a_RI.float(), b_OR.float())
+        pairs[name] = LoraPair(a_RI.to(device, torch.float32), b_OR.to(device, torch.float32))
     if tensors or not pairs:
         example = next(iter(tensors), "nothing")
         raise InvalidData(

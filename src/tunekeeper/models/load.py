@@ -92,4 +92,4 @@ def load_decoder(directory: Path, *, dtype: str = "auto", device: str = "cpu") -
 
 def load_adapter(directory: Path, decoder: Decoder) -> LoraAdapter:
     """An adapter's files as weights for this decoder."""
-    return read_adapter(directory, decoder.linear_modules())
+    return read_adapter(directory, decoder.linear_modules(), decoder.device)

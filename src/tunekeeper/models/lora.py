@@ -96,17 +96,19 @@ def new_adapter(
     seed: int,
     scope: Scope = "all",
     invocation_tokens: tuple[int, ...] = (),
+    device: torch.device | str = "cpu",
 ) -> LoraAdapter:
     """An adapter that changes nothing yet: A uniform as PEFT draws it (Kaiming, a = sqrt 5), B zero.
 
-    `modules` maps a module's name to its (outputs, inputs).
+    `modules` maps a module's name to its (outputs, inputs). A seed draws the same numbers for every device.
     """
     generator = torch.Generator().manual_seed(seed)
     pairs = {}
     for name, (outputs, inputs) in modules.items():
         bound = 1 / math.sqrt(inputs)
         a_RI = torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
-        pairs[name] = LoraPair(a_RI.requires_grad_(), torch.zeros(outputs, rank).requires_grad_())
+        b_OR = torch.zeros(outputs, rank, device=device)
+        pairs[name] = LoraPair(a_RI.to(device).requires_grad_(), b_OR.requires_grad_())
     return LoraAdapter(pairs, rank, alpha, scope, invocation_tokens)
 
 

@@ -399,12 +399,19 @@ class Store:
         with self._write() as tx:
             tx.execute(update(db.jobs).where(mine).values(lease_owner=None, lease_expires_at=None))
 
-    def transition(self, job_id: str, to: JobStatus, *, from_: Iterable[JobStatus], **changes: Any) -> Job:
-        """Move the job to another state, with other changes, if it is in one of `from_`; or InvalidState."""
+    def transition(
+        self, job_id: str, to: JobStatus, *, from_: Iterable[JobStatus], event: Json | None = None, **changes: Any
+    ) -> Job:
+        """Move the job to another state, with other changes, if it is in one of `from_`; or InvalidState.
+
+        `event`: what `add_event` is given, stored with the state or not at all.
+        """
         with self._write() as tx:
             job = _get(tx, db.jobs, Job, job_id, "FineTuningJob")
             if job.status not in set(from_):
                 raise InvalidState(f"The job {job_id} is {job.status}, so it cannot become {to}.", param="id")
+            if event is not None:
+                self._add_event(tx, job_id, **event)
             _update(tx, db.jobs, Job, job_id, {**changes, "status": to})
             return _get(tx, db.jobs, Job, job_id, "FineTuningJob")
 
@@ -421,6 +428,21 @@ class Store:
         key: str | None = None,
     ) -> None:
         """Add a line to the job's history; a second one with the same `key` is left out."""
+        with self._write() as tx:
+            _get(tx, db.jobs, Job, job_id, "FineTuningJob")
+            self._add_event(tx, job_id, level, message, type=type, data=data, key=key)
+
+    def _add_event(
+        self,
+        tx: Connection,
+        job_id: str,
+        level: EventLevel,
+        message: str,
+        *,
+        type: Literal["message", "metrics"] = "message",
+        data: Json | None = None,
+        key: str | None = None,
+    ) -> None:
         row = {
             "id": new_id("ftevent-"),
             "job_id": job_id,
@@ -431,9 +453,7 @@ class Store:
             "data": data,
             "key": key,
         }
-        with self._write() as tx:
-            _get(tx, db.jobs, Job, job_id, "FineTuningJob")
-            tx.execute(insert_or(db.events).values(row).on_conflict_do_nothing(index_elements=["job_id", "key"]))
+        tx.execute(insert_or(db.events).values(row).on_conflict_do_nothing(index_elements=["job_id", "key"]))
 
     def list_events(self, job_id: str, after: str | None = None, limit: int = 20) -> Page[Event]:
         """The job's events, newest first; raises NotFound for an unknown job."""

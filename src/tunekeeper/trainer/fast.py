@@ -115,7 +115,7 @@ class FastTrainer(Trainer):
                 param="sweep.fast",
             )
         top = TopLayers(decoder)
-        budget_bytes = default_budget() if budget_bytes is None else budget_bytes
+        budget_bytes = default_budget(decoder.device) if budget_bytes is None else budget_bytes
         super().__init__(
             top,
             trees,

@@ -96,8 +96,10 @@ class FrozenPrefixes:
         return PrefixAttention(spans, self.of(batch))
 
 
-def default_budget() -> int:
-    """A third of this machine's memory, in bytes: the same number in every run on it."""
+def default_budget(device: torch.device) -> int:
+    """A third of the memory of where the decoder is, in bytes: the same number in every run on this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 3
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 3
 
 

@@ -193,6 +193,7 @@ class Learner:
             seed=self.seed,
             scope=config.adapter_scope,
             invocation_tokens=invocation_tokens if config.adapter_scope == "completion" else (),
+            device=self.decoder.device,
         )
 
     def _parameters(self) -> dict[str, Tensor]:
@@ -240,7 +241,7 @@ class Learner:
     def _update(self, rate: float) -> float:
         """Step along the gradients that were gathered; returns their norm."""
         norm = self.optimizer.clip(self._config.max_grad_norm)
-        if norm == norm:  # a gradient that is not a number must not reach the weights
+        if math.isfinite(norm):  # what clipping makes of an infinite gradient must not reach the weights either
             self.optimizer.step(rate)
         self.optimizer.zero_grad()
         if self.adapter is not None:
@@ -326,7 +327,7 @@ class Trainer(Learner):
         )
         self.config = config
         check_trunks([*trees, *valid], self.adapter, self._prefix)
-        budget_bytes = default_budget() if budget_bytes is None else budget_bytes
+        budget_bytes = default_budget(decoder.device) if budget_bytes is None else budget_bytes
         self.train = Forest(decoder, trees, self.adapter, budget_bytes)
         self.valid = Forest(decoder, valid, self.adapter, budget_bytes // 4) if valid else None
         self.steps_per_epoch = -(-len(trees) // config.batch_size)

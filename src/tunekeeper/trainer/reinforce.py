@@ -13,7 +13,7 @@ answers that are the same are one branch.
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import torch
@@ -214,10 +214,7 @@ class Reinforcer(Learner):
             shared = [*takewhile(lambda at: len(set(at)) == 1, zip(*told, strict=False))]
             trunk, n_shared = (*trunk, *(at[0][0] for at in shared)), len(shared)
         rests = [(answer[n_shared:], advantage) for answer, advantage in told.items() if len(answer) > n_shared]
-        room = max(len(trunk), self.microbatch_tokens - len(trunk))
-        parts = [
-            [rests[n] for n in part] for part in microbatches([len(rest) for rest, _ in rests], range(len(rests)), room)
-        ]
+        parts = [[rests[n] for n in part] for part in self._passes(trunk, [len(rest) for rest, _ in rests])]
         return [
             _Lessons(
                 Tree(trunk, tuple(_branch(rest) for rest, _ in part), (), tree.line),
@@ -227,17 +224,28 @@ class Reinforcer(Learner):
             for part in parts
         ]
 
+    def _passes(self, trunk: tuple[int, ...], sizes: Sequence[int]) -> list[list[int]]:
+        """Which of the branches of these sizes are computed together; each pass has the trunk beside them."""
+        return microbatches(sizes, range(len(sizes)), max(len(trunk), self.microbatch_tokens - len(trunk)))
+
     def _log_ratios(self, trees: Sequence[Tree]) -> list[Tensor]:
         """How much likelier each answer is than under the starting model, in nats: an unbiased estimate of the KL."""
         sums = []
         for adapter in (self.adapter, self._reference):
-            forest = Forest(self.decoder, trees, adapter, 0, self.config.temperature)
             each = []
-            with torch.no_grad():
-                for index, tree in enumerate(trees):
-                    packed, logprob_N, _ = forest.logprobs([index])
-                    inputs = LossInputs(logprob_N.cpu(), packed.weight_N, packed.branch_N)
-                    each.append(branch_logprobs(inputs, len(tree.branches)).double())
+            for tree in trees:
+                parts = [
+                    replace(tree, branches=tuple(tree.branches[n] for n in part))
+                    for part in self._passes(tree.trunk, [len(branch.tokens) for branch in tree.branches])
+                ]
+                forest = Forest(self.decoder, parts, adapter, 0, self.config.temperature)
+                found = []
+                with torch.no_grad():
+                    for index, part in enumerate(parts):
+                        packed, logprob_N, _ = forest.logprobs([index])
+                        inputs = LossInputs(logprob_N.cpu(), packed.weight_N, packed.branch_N)
+                        found.append(branch_logprobs(inputs, len(part.branches)).double())
+                each.append(torch.cat(found))
             sums.append(each)
         return [policy - reference for policy, reference in zip(*sums, strict=True)]
 

@@ -26,6 +26,8 @@ MAX_CUTS = 3
 """Halvings at most: a first look before an eighth of a run would be at its warm-up."""
 MAX_HELD_OUT = 1000
 DEFAULT_SPLIT = 0.1
+MOST_DRAWS = 1000
+"""For each trial of a random search, before it is said that there are no more."""
 
 _INTEGERS = ("lora_rank", "n_epochs", "batch_size")
 _SEARCHES = ("grid", "random")
@@ -231,7 +233,7 @@ def with_values(method: Json, values: Json) -> Json:
 
 
 def points(sweep: Sweep, seed: int) -> list[Json]:
-    """The hyperparameters of each trial, in order, no two alike.
+    """The hyperparameters of each trial, in order, no two alike; raises InvalidConfig where there are not so many.
 
     A grid has the last named one change first. Random search (Bergstra and Bengio 2012) draws each on its own.
     """
@@ -240,11 +242,17 @@ def points(sweep: Sweep, seed: int) -> list[Json]:
         return [dict(zip(sweep.space, values, strict=True)) for values in itertools.product(*axes)]
     source = random.Random(seed)
     found: list[Json] = []
-    while len(found) < sweep.n_trials:
+    for _ in range(MOST_DRAWS * sweep.n_trials):
         point = {name: _draw(name, axis, source) for name, axis in sweep.space.items()}
         if point not in found:
             found.append(point)
-    return found
+        if len(found) == sweep.n_trials:
+            return found
+    raise InvalidConfig(
+        f"sweep.space has too few different values, of four digits each, for {sweep.n_trials} trials: {len(found)} "
+        "were found. Ask for fewer, or widen a range.",
+        param="sweep.n_trials",
+    )
 
 
 def _draw(name: str, axis: tuple[Any, ...] | Range, source: random.Random) -> Any:
