@@ -202,6 +202,7 @@ def our_rft(args: argparse.Namespace, found: Sequence[Example]) -> Iterator[Meas
         cache_tokens=settings.cache_tokens,
         max_batch=settings.max_concurrent_requests,
         chunk_tokens=PROMPT_CHUNK,
+        in_background=False,
     ) as engine:
         player = ProblemPlayer(EngineSampler(engine, decoder), tokenizer, grader, [], config, data, data)
         trainer = Reinforcer(decoder, trees, [], config, player, seed=0)

@@ -91,6 +91,24 @@ def test_many_at_once_answer_as_one_by_one(make_engine, prompts, sampling):
     assert texts(together) == texts(alone)
 
 
+def test_an_engine_without_a_thread_answers_the_same_in_the_caller_s(make_engine, prompts):
+    engine = make_engine(in_background=False)
+    threads = set()
+    engine.submit(prompts[0], SEEDED, deliver=lambda _: threads.add(threading.current_thread()))
+    assert not threads
+    engine.drain()
+    assert threads == {threading.current_thread()}
+    assert texts(engine.answers(prompts, SEEDED)) == texts(make_engine().answers(prompts, SEEDED))
+
+
+def test_an_engine_without_a_thread_ends_what_was_asked_when_it_closes(make_engine, prompts):
+    engine = make_engine(in_background=False)
+    found = []
+    engine.submit(prompts[0], GREEDY, deliver=found.append)
+    engine.close()
+    assert isinstance(found[-1], Unavailable)
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 def test_a_cached_beginning_changes_nothing(make_engine, prompts, sampling):
     engine = make_engine()

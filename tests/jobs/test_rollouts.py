@@ -60,7 +60,14 @@ def adapter(decoder: Decoder) -> LoraAdapter:
 def engine(decoder: Decoder, tiny_base: Path) -> Iterator[Engine]:
     tokenizer = Tokenizer.load(tiny_base)
     with Engine(
-        decoder, tokenizer, tiny_base, cache_tokens=8192, max_batch=8, max_waiting=1000, chunk_tokens=64
+        decoder,
+        tokenizer,
+        tiny_base,
+        cache_tokens=8192,
+        max_batch=8,
+        max_waiting=1000,
+        chunk_tokens=64,
+        in_background=False,
     ) as running:
         yield running
 
@@ -135,7 +142,7 @@ def test_what_is_sampled_depends_on_nothing_that_was_played_before(
     played.play(ASKS[::-1], None, valid=True)
     assert tokens(played.play(ASKS, adapter, valid=False)) == first
     fresh = Engine(decoder, Tokenizer.load(tiny_base), tiny_base, cache_tokens=8192, max_batch=8, max_waiting=99,
-                   chunk_tokens=64)  # fmt: skip
+                   chunk_tokens=64, in_background=False)  # fmt: skip
     with fresh:
         assert tokens(player(fresh, tiny_base).play(ASKS, adapter, valid=False)) == first
     assert len(set(first)) > 6
@@ -184,7 +191,14 @@ def test_a_view_with_the_adapter_merged_into_it_samples_the_same_answers(
     tokenizer, judges = Tokenizer.load(tiny_base), [Judge("g", "g", "python")]
     files = data(tokenizer)
     with Engine(
-        packed_view(decoder), tokenizer, tiny_base, cache_tokens=8192, max_batch=8, max_waiting=99, chunk_tokens=64
+        packed_view(decoder),
+        tokenizer,
+        tiny_base,
+        cache_tokens=8192,
+        max_batch=8,
+        max_waiting=99,
+        chunk_tokens=64,
+        in_background=False,
     ) as running:
         sampler = EngineSampler(running, decoder)
         merged = ProblemPlayer(sampler, tokenizer, LengthGrader(), judges, config(), files, files)

@@ -85,7 +85,7 @@ def test_the_server_answers_from_the_adapter_as_the_engine_inside_does(
     for seed in (3, 4):
         adapter = drawn_adapter(decoder, seed=seed)
         far = player(sampler, tiny_base).play(ASKS, adapter, valid=False)
-        with Engine(decoder, tokenizer, tiny_base, cache_tokens=8192, max_batch=8, max_waiting=99) as engine:
+        with Engine(decoder, tokenizer, tiny_base, cache_tokens=8192, max_batch=8, in_background=False) as engine:
             here = player(EngineSampler(engine, engine.decoder), tiny_base).play(ASKS, adapter, valid=False)
         assert [one.tokens for one in far] == [one.tokens for one in here]
         assert [(one.text, one.weights, one.is_cut, one.grade.score) for one in far] == [

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from tunekeeper.models.process import in_passing
 
 FAULTS = """
 import resource
@@ -39,3 +42,11 @@ def test_memory_that_was_freed_is_used_again_without_page_faults() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")
 def test_an_operator_s_own_allocator_settings_stand() -> None:
     assert faults_of_the_third_block(MALLOC_MMAP_THRESHOLD_="1048576") > 10_000
+
+
+def test_what_is_run_in_passing_leaves_no_thread_and_its_fault_is_the_caller_s() -> None:
+    before = threading.active_count()
+    assert in_passing(threading.current_thread) is not threading.current_thread()
+    with pytest.raises(ZeroDivisionError):
+        in_passing(lambda: 1 // 0)
+    assert threading.active_count() == before

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -25,7 +26,7 @@ from tunekeeper.inference.params import Piece, Sampling, TokenLogprob
 from tunekeeper.inference.pythonic import PythonicStream
 from tunekeeper.inference.remote import Remote
 from tunekeeper.inference.tools import CallStream, Part, Style, Words, style_of
-from tunekeeper.models.process import prepare_process
+from tunekeeper.models.process import in_passing, prepare_process
 from tunekeeper.settings import Settings
 from tunekeeper.types import Json, Message, Model
 
@@ -171,7 +172,7 @@ class Answers:
             base = self._bases.get(weights.id)
             if base is None:
                 self._make_room()
-                base = self._bases[weights.id] = self._load(weights)
+                base = self._bases[weights.id] = in_passing(partial(self._load, weights))
             self._bases.move_to_end(weights.id)
             adapter = self._adapter(base, model) if model.kind == "adapter" else None
             base.n_users += 1
@@ -225,7 +226,8 @@ class Answers:
 
         adapter = base.adapters.get(model.id)
         if adapter is None:
-            adapter = base.adapters[model.id] = load_adapter(self._directory(model), base.engine.decoder)
+            load = partial(load_adapter, self._directory(model), base.engine.decoder)
+            adapter = base.adapters[model.id] = in_passing(load)
             if len(base.adapters) > MOST_ADAPTERS:
                 base.adapters.popitem(last=False)
         base.adapters.move_to_end(model.id)

@@ -1,9 +1,9 @@
 """The embedded engine: many requests, any mix of adapters, one batch a step.
 
-One thread owns the decoder and the cache. Each step it computes one token of every request that generates and
-a chunk of the prompts that wait, in one pass without padding (continuous batching); rows with the same
-adapter stand together. What to compute is `schedule.py`'s decision, attention is `cache.py`'s, the choice of
-tokens `sampling.py`'s.
+One thread owns the decoder and the cache: the engine's own, or with `in_background=False` that of whoever calls
+`drain`. Each step it computes one token of every request that generates and a chunk of the prompts that wait, in one
+pass without padding (continuous batching); rows with the same adapter stand together. What to compute is
+`schedule.py`'s decision, attention is `cache.py`'s, the choice of tokens `sampling.py`'s.
 
     with Engine(decoder, tokenizer, directory, cache_tokens=65536, max_batch=32) as engine:
         engine.answer(prompt_ids, Sampling(max_tokens=64)).text          # wait for one answer
@@ -98,11 +98,15 @@ class Engine:
         max_batch: int,
         max_waiting: int = 256,
         chunk_tokens: int | None = None,
+        in_background: bool = True,
     ) -> None:
         """`directory` holds the tokenizer.json that grammars are compiled for.
 
         With `chunk_tokens` a step takes so many tokens of waiting prompts, however fast the machine is: what is
         then computed together depends on what was submitted together alone, and so do the last bits.
+
+        Not `in_background`: nothing is computed but by `drain`. For a thread that computes itself in between: each
+        thread that computes has helpers of its own, and where there are more than cores they sleep at every wait.
         """
         self.decoder, self.tokenizer = decoder, tokenizer
         self._scheduler = Scheduler(cache_tokens, max_batch)
@@ -117,8 +121,9 @@ class Engine:
         self._inbox: deque[Ticket] = deque()
         self._wake = threading.Condition()
         self._closed = self._forgetting = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True) if in_background else None
+        if self._thread is not None:
+            self._thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -202,6 +207,8 @@ class Engine:
             )
         ]
         try:
+            if self._thread is None:
+                self.drain()
             return [_collect(inbox) for inbox in inboxes]
         finally:
             for ticket in tickets:
@@ -244,12 +251,23 @@ class Engine:
             self._forgetting = True
             self._wake.notify()
 
+    @torch.inference_mode()
+    def drain(self) -> None:
+        """Compute here until every answer has ended; only of an engine that is not in the background."""
+        assert self._thread is None
+        while self.n_live:
+            self._take_in()
+            self._step()
+
     def close(self) -> None:
         """Stop the thread; answers in the making end with Unavailable."""
         with self._wake:
             self._closed = True
             self._wake.notify()
-        if threading.current_thread() is not self._thread:
+        if self._thread is None:
+            self._take_in()
+            self._stop()
+        elif threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _ticket(
@@ -288,13 +306,17 @@ class Engine:
     @torch.inference_mode()
     def _run(self) -> None:
         while self._take_in():
-            step = Step((), ())
-            try:
-                step = self._scheduler.plan(self._budget())
-                self._compute(step)
-            except Exception as error:
-                _log.exception("a step of the engine failed")
-                self._fail_all(error)
+            self._step()
+        self._stop()
+
+    def _step(self) -> None:
+        try:
+            self._compute(self._scheduler.plan(self._budget()))
+        except Exception as error:
+            _log.exception("a step of the engine failed")
+            self._fail_all(error)
+
+    def _stop(self) -> None:
         for ticket in list(self._live):
             self._end(ticket, Unavailable("The server is stopping; try again."))
 

@@ -77,7 +77,7 @@ class TokenSampler(Protocol):
 
 
 class EngineSampler:
-    """The embedded engine, on the decoder that is being trained, or on a `packed_view` of it."""
+    """The embedded engine, on the decoder that is being trained, or on a `packed_view` of it; not in the background."""
 
     def __init__(self, engine: Engine, trained: Decoder) -> None:
         self._engine, self._trained = engine, trained
@@ -96,8 +96,9 @@ class EngineSampler:
         self._merged, self._adapter = (adapter, None) if is_merged else (None, adapter)
 
     def ask(self, prompts: Sequence[Sequence[int]], params: Sequence[Sampling], deliver: Sequence[Deliver]) -> None:
-        """Start the answers together."""
+        """Compute the answers together, in this thread."""
         self._engine.submit_together(prompts, params, adapter=self._adapter, deliver=deliver)
+        self._engine.drain()
 
     def end(self) -> None:
         """Leave the merged weights' memory to the training step."""
@@ -464,5 +465,6 @@ def open_engine(job: Job, desk: Desk, decoder: Decoder) -> Iterator[Engine]:
         max_batch=machine["max_batch"],
         max_waiting=1 << 30,
         chunk_tokens=PROMPT_CHUNK,
+        in_background=False,
     ) as engine:
         yield engine

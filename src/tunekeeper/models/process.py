@@ -1,11 +1,20 @@
 """What a process that computes with torch needs of its surroundings: pages that stay, threads that wait briefly.
 
-Both are set for the process that calls this, before it imports torch, and can be overruled from outside by
+OpenMP gives every thread that computes helpers of its own, and keeps them as long as that thread lives. Where they
+are more than the cores, all of them sleep at every wait, which costs a step of few rows a quarter of its time. So one
+thread should compute, and others in passing (`in_passing`).
+
+Pages and waiting are set for the process that calls this, before it imports torch, and can be overruled from outside by
 glibc's and OpenMP's own variables.
 """
 
 import ctypes
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
 
 SPIN_COUNT = "30000"
 """How often a waiting thread of torch looks before it sleeps: under a millisecond. Threads that sleep at once lose
@@ -29,3 +38,9 @@ def prepare_process() -> None:
         mallopt(_MMAP_THRESHOLD, _MOST)
         mallopt(_TRIM_THRESHOLD, _MOST)
         mallopt(_ARENA_MAX, 1)  # one heap for all threads: what one freed, another can use
+
+
+def in_passing(work: Callable[[], T]) -> T:
+    """Run it in a thread that ends with it, so that no helpers of its stay."""
+    with ThreadPoolExecutor(max_workers=1) as passing:
+        return passing.submit(work).result()
