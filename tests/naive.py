@@ -1,6 +1,6 @@
 """The oracle of the trainer's tests: one sequence a row, full logits, ordinary torch, differentiable throughout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -31,6 +31,12 @@ def factors_of(adapter: LoraAdapter) -> dict[str, Tensor]:
         for name, pair in adapter.pairs.items()
         for part, tensor in (("a", pair.a_RI), ("b", pair.b_OR))
     }
+
+
+def merged(weights: Mapping[str, Tensor], adapter: LoraAdapter) -> dict[str, Tensor]:
+    """A checkpoint's weights with the adapter's change added."""
+    changes = {f"{name}.weight": adapter.scale * pair.b_OR @ pair.a_RI for name, pair in adapter.pairs.items()}
+    return dict(weights) | {name: weights[name] + change.detach() for name, change in changes.items()}
 
 
 def naive_logprobs(

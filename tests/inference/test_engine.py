@@ -177,7 +177,7 @@ def test_an_adapter_acts_in_the_engine_as_merged_into_the_weights(
 
     from safetensors.torch import load_file, save_file
 
-    from tunekeeper.models.adapters import merged
+    from naive import merged
 
     adapter = adapter_of(decoder, 5)
     directory = tmp_path / "merged"

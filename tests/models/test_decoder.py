@@ -10,8 +10,9 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from forests import tree
+from naive import merged
 from tunekeeper.errors import InvalidData, Unavailable
-from tunekeeper.models.adapters import merged, read_adapter, save_adapter
+from tunekeeper.models.adapters import read_adapter, save_adapter
 from tunekeeper.models.decoder import Decoder, LlamaDecoder
 from tunekeeper.models.foreign import TransformersDecoder
 from tunekeeper.models.load import compute_dtype, load_adapter, load_decoder

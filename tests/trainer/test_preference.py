@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from forests import tree
-from naive import check_gradients, drawn_adapter, factors_of, naive_logprobs
-from tunekeeper.models.adapters import merged
+from naive import check_gradients, drawn_adapter, factors_of, merged, naive_logprobs
 from tunekeeper.models.decoder import LlamaConfig, LlamaDecoder
 from tunekeeper.models.load import load_adapter, load_decoder, read_config
 from tunekeeper.trainer.config import DpoConfig, resolve, validate_method

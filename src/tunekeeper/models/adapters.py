@@ -89,17 +89,6 @@ def read_adapter(
     return LoraAdapter(pairs, int(config["r"]), float(config["lora_alpha"]), scope, invocation)
 
 
-def merged(weights: Mapping[str, Tensor], adapter: LoraAdapter) -> dict[str, Tensor]:
-    """A checkpoint's weights with the adapter's change added; an adapter of completions only cannot be merged."""
-    if adapter.scope != "all":
-        raise Unsupported("An adapter that acts on completions only has no merged form.", param="adapter_scope")
-    result = dict(weights)
-    for name in adapter.pairs:
-        weight = result[f"{name}.weight"]
-        result[f"{name}.weight"] = adapter.merged(weight.float(), [name], [len(weight)]).to(weight.dtype)
-    return result
-
-
 def flush_to_disk(path: Path) -> None:
     """Have the system write a file or a directory's entries through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
