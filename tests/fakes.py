@@ -32,9 +32,9 @@ class FakeSampler:
         self._says, self._models = list(says), models
         self.bodies: list[Json] = []
 
-    def check_model(self, model: str) -> None:
-        if model not in self._models:
-            raise ModelNotFound(f"The model {model!r} does not exist.", param="model")
+    def check(self, body: Json) -> None:
+        if body["model"] not in self._models:
+            raise ModelNotFound(f"The model {body['model']!r} does not exist.", param="model")
 
     def complete(self, body: Json) -> Json:
         self.bodies.append(body)

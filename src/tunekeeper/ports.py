@@ -33,8 +33,8 @@ class Blobs(Protocol):
 class Sampler(Protocol):
     """A model that answers: our own, an upstream's, a fake. Safe to call from many threads at once."""
 
-    def check_model(self, model: str) -> None:
-        """Raises ModelNotFound for a model that cannot answer."""
+    def check(self, body: Json) -> None:
+        """Raises what can be known of a request before it is asked: ModelNotFound, InvalidRequest, Unsupported."""
         ...
 
     def complete(self, body: Json) -> Json:

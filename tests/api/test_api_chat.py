@@ -96,7 +96,22 @@ def refused(response, status=400):
     [
         ({"colour": "red"}, "colour", "unknown_parameter"),
         ({"messages": []}, "messages", "invalid_value"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0", "invalid_value"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "invalid_value"),
+        ({"messages": [{"content": "x"}]}, "messages.0.role", "missing_required_parameter"),
+        ({"messages": [{"role": "user", "content": {"type": "text"}}]}, "messages.0.content", "invalid_type"),
+        (
+            {"messages": [{"role": "user", "content": [{"text": "x"}]}]},
+            "messages.0.content.0.type",
+            "missing_required_parameter",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0", "invalid_value"),
+        ({"stop": {}}, "stop", "invalid_type"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function", "missing_required_parameter"),
+        ({"tool_choice": {"type": "robot", "function": {"name": "f"}}}, "tool_choice.type", "invalid_value"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.type", "unsupported_parameter"),
+        ({"tool_choice": {"type": "custom", "custom": {"name": "c"}}}, "tool_choice.type", "unsupported_parameter"),
+        ({"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools.0.type", "unsupported_parameter"),
+        ({"reasoning": {}}, "reasoning", "unknown_parameter"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "missing_required_parameter"),
         ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages.0.mood", "unknown_parameter"),
         ({"messages": [{"role": "assistant"}]}, "messages.0.content", "missing_required_parameter"),
@@ -187,6 +202,7 @@ def test_text_parts_and_a_whole_conversation_are_read(client):
         {"role": "user", "content": [{"type": "text", "text": "hello"}]},
         {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []},
         {"role": "tool", "tool_call_id": "call_1", "content": "42"},
+        {"role": "assistant", "content": "it is 42", "reasoning_content": None, "reasoning": None},
     ]
     tools = [{"type": "function", "function": FUNCTION}]
     assert post(client, messages=messages, tools=tools).status_code == 200

@@ -127,10 +127,14 @@ def test_every_response_carries_a_request_id_and_its_time(client, path):
     assert int(headers["openai-processing-ms"]) >= 0
 
 
-def test_an_unknown_route_is_named(client):
-    response = client.get("/v1/nowhere")
+@pytest.mark.parametrize(
+    ("path", "advice"), [("/v1/nowhere", "reference"), ("/openai/nowhere", "reference"), ("/nowhere", "base_url")]
+)
+def test_an_unknown_route_is_named_and_base_url_is_doubted_only_without_a_prefix(client, path, advice):
+    response = client.get(path)
     assert response.status_code == 404
-    assert "GET /v1/nowhere" in error_of(response)["message"]
+    assert f"GET {path}" in error_of(response)["message"]
+    assert advice in error_of(response)["message"]
 
 
 def test_a_wrong_method_is_405_and_says_which_are_right(client):
@@ -162,6 +166,12 @@ def test_a_fault_of_shape_names_the_parameter_as_the_client_wrote_it(client, bod
 def test_several_faults_are_all_told(client):
     details = error_of(client.post("/v1/shape", json={"items": 3, "nmae": 1, "name": 2}))["details"]
     assert {detail["param"] for detail in details} == {"items", "nmae", "name"}
+
+
+def test_json_that_does_not_say_that_it_is_json_is_told_the_content_type_to_send(client):
+    response = client.post("/v1/shape", content=b'{"items": []}')
+    assert response.status_code == 400
+    assert "content-type: application/json" in error_of(response)["message"]
 
 
 @pytest.mark.parametrize("body", [b"{", b"", b"\xff\xfe", b'{"items": [' + b"[" * 50_000, b"9" * 5_000])

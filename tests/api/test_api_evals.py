@@ -169,6 +169,8 @@ def test_rows_without_samples_cannot_be_graded_as_they_are(client, made):
         ),
         (completions({"type": "file_content", "content": []}), "data_source.source.content"),
         (STORED, "data_source.source.type"),
+        (completions({"type": "stored_completions", "created_after": 10**30}), "data_source.source.created_after"),
+        (completions({"type": "stored_completions", "limit": 10**30}), "data_source.source.limit"),
         (
             {
                 **completions(content({"question": "a"}), sampling_params={"tools": [{"type": "web_search"}]}),
@@ -198,6 +200,8 @@ def test_what_our_own_models_cannot_do_is_refused_before_the_run(client, made):
     source = {**completions(content({"question": "a"}), sampling_params=params), "model": "own"}
     error = refused(client.post(f"{made}/runs", json={"data_source": source}))
     assert "reasoning_effort" in error["message"]
+    assert (error["param"], error["code"]) == ("data_source.sampling_params.reasoning_effort", "unsupported_parameter")
+    assert "details" not in error
 
 
 def test_the_responses_form_of_formats_and_tools_is_taken(client, made):

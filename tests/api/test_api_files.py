@@ -92,6 +92,15 @@ def test_a_file_that_nobody_trains_on_is_ready_at_once(client):
     assert send(client, b"anything", purpose="user_data").json()["status"] == "processed"
 
 
+def test_files_are_listed_by_their_purpose_and_of_one_that_is_not_had_here_there_are_none(client):
+    file = send(client, b"anything", purpose="user_data").json()
+    listed = {
+        purpose: [one["id"] for one in client.get(f"/v1/files?purpose={purpose}").json()["data"]]
+        for purpose in ("user_data", "batch", "assistants_output")
+    }
+    assert listed == {"user_data": [file["id"]], "batch": [], "assistants_output": []}
+
+
 def test_a_check_that_a_stopped_server_left_is_made_after_the_next_start(app, tmp_path, clock):
     client = local_client(app)
     app.state.services.checks.stop()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from fakes import FakeClock, local_client
@@ -91,6 +93,16 @@ def test_a_new_job_has_every_key_and_no_null_where_clients_break_on_it(client, d
         (
             {"method": {"type": "reinforcement", "reinforcement": {"grader": {"type": "magic"}}}},
             "method.reinforcement.grader.type",
+            "invalid_value",
+        ),
+        (
+            {
+                "method": {
+                    "type": "reinforcement",
+                    "reinforcement": {"grader": {"type": "python", "source": "def grade(:"}},
+                }
+            },
+            "method.reinforcement.grader.source",
             "invalid_value",
         ),
         ({"integrations": [{"type": "wandb"}]}, "integrations[0].type", "unsupported_parameter"),
@@ -252,6 +264,14 @@ def test_a_checkpoint_is_shared_and_taken_back(client, checkpoint):
     assert gone == {"id": only[0]["id"], "object": "checkpoint.permission", "deleted": True}
     assert [p["project_id"] for p in client.get(url).json()["data"]] == ["proj_a"]
     assert client.delete(f"{url}/{only[0]['id']}").status_code == 404
+
+
+def test_a_tuned_model_is_shared_by_its_name_as_its_last_checkpoint(client, desk, checkpoint):
+    tuned = replace(desk.store.get_model(checkpoint.model), id="ft:tiny:org:suffix:abc", path="models/other")
+    desk.store.add_model(tuned)
+    url = f"/v1/fine_tuning/checkpoints/{tuned.id}/permissions"
+    given = client.post(url, json={"project_ids": ["proj_a"]}).json()
+    assert client.get(url).json()["data"] == given["data"]
 
 
 def test_what_is_no_checkpoint_cannot_be_shared(client):

@@ -117,6 +117,23 @@ def test_an_upstreams_answer_is_kept_and_the_upstream_hears_nothing_of_it(tmp_pa
         }
 
 
+def test_an_upstream_is_asked_for_what_only_it_knows(tmp_path):
+    with gateway(tmp_path, ANSWER) as (client, upstream):
+        said = {"role": "assistant", "content": "hi", "reasoning_content": None}
+        body = {"messages": [*HELLO, said, *HELLO], "top_k": 3, "chat_template_kwargs": {"enable_thinking": False}}
+        ask(client, **body)
+        assert json.loads(upstream.bodies(*POST)[0]) == {"model": "big", **body}
+        refused = client.post("/v1/chat/completions", json={"model": "big", "messages": HELLO, "stream": "yes"})
+        assert refused.json()["error"]["param"] == "stream"
+
+
+@pytest.mark.parametrize("name", ["created_after", "created_before"])
+def test_a_time_that_no_clock_shows_is_refused(tmp_path, name):
+    with gateway(tmp_path, ANSWER) as (client, _):
+        reply = client.post("/v1/chat/completions/export", json={"filter": {name: 10**30}})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, f"filter.{name}")
+
+
 def test_nothing_is_kept_unasked(tmp_path):
     with gateway(tmp_path, ANSWER) as (client, _):
         ask(client)

@@ -78,10 +78,17 @@ def test_an_upstream_is_asked_as_it_is(sampler, upstream):
 
 
 def test_a_model_that_is_not_there_is_known_beforehand(sampler):
-    sampler.check_model("judge")
-    sampler.check_model("big")
+    sampler.check({"model": "judge", "messages": HELLO})
     with pytest.raises(ModelNotFound, match="nobody"):
-        sampler.check_model("nobody")
+        sampler.check({"model": "nobody", "messages": HELLO})
+
+
+def test_what_our_own_model_does_not_have_is_known_beforehand_and_an_upstream_is_not_second_guessed(sampler):
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]
+    for change in ({"reasoning_effort": "high"}, {"messages": picture}):
+        sampler.check({"model": "big", "messages": HELLO, **change})
+        with pytest.raises(Unsupported):
+            sampler.check({"model": "judge", "messages": HELLO, **change})
 
 
 @pytest.mark.parametrize(

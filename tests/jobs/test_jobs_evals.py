@@ -76,7 +76,7 @@ class Asker:
     def __init__(self, models):
         self.models, self.stopped = models, threading.Event()
 
-    def check_model(self, model):
+    def check(self, body):
         pass
 
     def embed(self, texts):

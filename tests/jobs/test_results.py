@@ -51,11 +51,14 @@ def test_the_csv_has_one_row_a_step_in_order_whatever_the_order_of_the_events():
 
 
 def test_the_csv_spells_a_column_as_both_vendors_do_and_leaves_blank_what_was_not_measured():
-    measured = step(1, valid_loss=2.0, valid_mean_token_accuracy=0.75)
+    rewards = {"train_reward_mean": 0.25, "valid_reward_mean": 0.5}
+    measured = step(1, valid_loss=2.0, valid_mean_token_accuracy=0.75, details=rewards)
     (row,) = csv.DictReader(io.StringIO(results_csv([event(measured)]).decode()))
     assert row["train_accuracy"] == row["train_mean_token_accuracy"] == "0.5"
     assert row["validation_mean_token_accuracy"] == row["valid_mean_token_accuracy"] == "0.75"
-    assert row["full_valid_loss"] == row["train_reward_mean"] == ""
+    assert row["train_mean_reward"] == row["train_reward_mean"] == "0.25"
+    assert row["full_validation_mean_reward"] == row["valid_reward_mean"] == "0.5"
+    assert row["full_valid_loss"] == ""
 
 
 def test_a_job_without_a_step_has_a_header():

@@ -147,6 +147,30 @@ def test_a_grader_that_cannot_be_is_refused_by_its_place(ask):
     assert ask(method=method({"type": "python", "source": source})).method["type"] == "reinforcement"
 
 
+def test_a_grader_that_could_not_grade_here_is_refused_before_anything_waits_for_it(ask):
+    def fault(kind, **grader):
+        return refused(ask, kind, method={"type": "reinforcement", "reinforcement": {"grader": grader}})
+
+    judge = {"type": "score_model", "name": "j", "model": "tiny", "input": [{"role": "user", "content": "?"}]}
+    place = "method.reinforcement.grader"
+    assert fault(InvalidRequest, type="python", source="def grade(:").param == f"{place}.source"
+    assert fault(ModelNotFound, **{**judge, "model": "nobody"}).param == f"{place}.model"
+    asked = {**judge, "sampling_params": {"reasoning_effort": "low"}}
+    assert fault(Unsupported, **asked).param == f"{place}.sampling_params.reasoning_effort"
+    picture = {"type": "input_image", "image_url": "http://a/b.png"}
+    assert fault(Unsupported, **{**judge, "input": [{"role": "user", "content": [picture]}]}).param == f"{place}.input"
+
+
+def test_a_grader_elsewhere_is_refused_where_the_operator_does_not_let_it(desk, data):
+    grader = {"type": "endpoint", "name": "far", "url": "http://there/grade"}
+    method = {"type": "reinforcement", "reinforcement": {"grader": grader}}
+    submission = Submission(model="tiny", training_file=data, method=method)
+    assert draft(submission, desk.store, replace(desk.settings, grader_hosts="there")).method["type"] == "reinforcement"
+    with pytest.raises(PermissionDenied) as denied:
+        draft(submission, desk.store, replace(desk.settings, grader_hosts="here"))
+    assert denied.value.param == "method.reinforcement.grader.url"
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("full_finetune", True), ("adapter_scope", "completion"), ("temperature", 0.7)]
 )

@@ -325,6 +325,8 @@ def test_jobs_are_filtered_by_all_pairs_of_their_metadata(store):
     assert ids(None) == ["4", "3", "2", "1"]
     assert ids({"team": "a"}) == ["2", "1"]
     assert ids({"team": "a", "it's": '"odd"'}) == ["1"]
+    assert ids({"team": "b", "it's": '"odd"'}) == []
+    assert ids({"it's": '"odd"', "team": "b"}) == []
     assert ids({"team": "b"}) == []
     assert ids("null") == ["4", "3"]
 

@@ -17,10 +17,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from anyio.to_thread import run_sync
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from tunekeeper.api import azure, chat, distill, evals, files, fine_tuning, graders, models, stored, sweeps, uploads
 from tunekeeper.api.auth import Auth
+from tunekeeper.api.body import whole_texts
 from tunekeeper.api.checks import FileChecks
 from tunekeeper.api.errors import Envelope, install_error_handlers
 from tunekeeper.api.intake import Intake
@@ -86,7 +87,7 @@ def create_app(
     app.state.supervisor = Supervisor(settings) if worker else None
     for prefix in azure.PREFIXES:
         for router in _ROUTERS:
-            app.include_router(router, prefix=prefix)
+            app.include_router(router, prefix=prefix, dependencies=[Depends(whole_texts)])
     install_error_handlers(app)
     app.add_middleware(azure.Deployments)
     app.add_middleware(Intake, settings=settings)

@@ -27,21 +27,25 @@ from tunekeeper.errors import InvalidRequest, TunekeeperError
 from tunekeeper.inference.answers import RemoteTarget
 from tunekeeper.inference.completion import Completion, chained
 from tunekeeper.inference.remote import DONE, Remote
-from tunekeeper.inference.request import ChatBody, StreamOptions, chat_request
+from tunekeeper.inference.request import ChatBody, PassedBody, StreamOptions, chat_request
 from tunekeeper.types import Json
+from tunekeeper.validation import shape
 
 router = APIRouter()
 T = TypeVar("T")
 
 
 @router.post("/chat/completions", dependencies=[known_query()], response_model=None)
-async def create(body: ChatBody, request: Request, services: ServicesDep) -> Response:
+async def create(passed: PassedBody, request: Request, services: ServicesDep) -> Response:
     """Answer a chat."""
-    target = await services.answers.resolve(body.model)
-    await run_sync(refuse, services, body.model, None if isinstance(target, RemoteTarget) else target)
-    recording = services.recorder.begin(body, await request.json(), target, request_id=request.state.request_id)
+    target = await services.answers.resolve(passed.model)
+    await run_sync(refuse, services, passed.model, None if isinstance(target, RemoteTarget) else target)
+    sent = await request.json()
     if isinstance(target, RemoteTarget):
-        return await _pass_on(target, body, request, recording)
+        recording = services.recorder.begin(passed, sent, target, request_id=request.state.request_id)
+        return await _pass_on(target, passed, request, recording)
+    body = shape(ChatBody, sent)
+    recording = services.recorder.begin(body, sent, target, request_id=request.state.request_id)
     asked = chat_request(body)
     if recording is not None and body.stream:
         body = body.model_copy(update={"stream_options": StreamOptions(include_usage=True)})
@@ -56,7 +60,7 @@ async def create(body: ChatBody, request: Request, services: ServicesDep) -> Res
     return _sse(chunks if recording is None else recording.stream(chunks))
 
 
-async def _pass_on(target: RemoteTarget, body: ChatBody, request: Request, recording: Recording | None) -> Response:
+async def _pass_on(target: RemoteTarget, body: PassedBody, request: Request, recording: Recording | None) -> Response:
     """The upstream's answer to the request as the client wrote it."""
     sent: Json = {**await request.json(), "model": target.model}
     for ours in ("store", "metadata"):

@@ -141,6 +141,12 @@ def _type_of(status: int) -> str:
     return "server_error" if status >= 500 else "invalid_request_error"
 
 
+def _route_advice(path: str) -> str:
+    if path.startswith(("/v1/", "/openai/")):
+        return "This server does not have it: the reference lists what it has."
+    return "Check base_url: it ends in /v1."
+
+
 async def _on_tunekeeper_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, TunekeeperError)
     return error_response(error)
@@ -160,7 +166,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     place = f"{request.method} {request.url.path}"
     messages = {
         400: "The body could not be read as UTF-8 JSON.",
-        404: f"There is no such route: {place}. Check base_url: it ends in /v1.",
+        404: f"There is no such route: {place}. {_route_advice(request.url.path)}",
         405: f"{place} is not allowed; allowed are {(error.headers or {}).get('allow', 'other methods')}.",
     }
     codes = {400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}

@@ -60,7 +60,7 @@ def list_files(
     services: ServicesDep,
     n: Annotated[int, limit(10_000)] = 10_000,
     order: Order = "desc",
-    purpose: Annotated[Purpose | None, Query()] = None,
+    purpose: Annotated[str | None, Query()] = None,
     after: After = None,
 ) -> Json:
     """List files, newest first."""

@@ -5,6 +5,7 @@ What a job object says is the same under every prefix; see `wire`. Work is done 
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tunekeeper.api.azure import AzureStyle
 from tunekeeper.api.pagination import After, known_query, limit, list_body, metadata_pairs
 from tunekeeper.api.services import Services, ServicesDep
-from tunekeeper.errors import InvalidRequest, Unsupported
+from tunekeeper.errors import InvalidRequest, ModelNotFound, NotFound, Unsupported
 from tunekeeper.jobs import queue
 from tunekeeper.jobs.estimate import estimate, finish_times
 from tunekeeper.jobs.submit import Submission, draft, submit
@@ -269,8 +270,14 @@ def _wire_permission(permission: Permission) -> Json:
 
 
 def _checkpoint_name(checkpoint: str, services: Services) -> str:
-    """The model under a checkpoint's id or name; raises NotFound."""
-    return services.store.get_checkpoint(checkpoint).model
+    """The model under a checkpoint's id or name, or a tuned model's name; raises NotFound."""
+    try:
+        return services.store.get_checkpoint(checkpoint).model
+    except NotFound as error:
+        with suppress(ModelNotFound):
+            if services.store.get_model(checkpoint).kind != "base":
+                return checkpoint
+        raise error
 
 
 def _metadata_filter(query: Mapping[str, str]) -> "dict[str, str] | Literal['null'] | None":

@@ -19,7 +19,7 @@ from anyio.to_thread import run_sync
 from tunekeeper.errors import InvalidRequest, Unavailable
 from tunekeeper.inference.answers import RemoteTarget
 from tunekeeper.inference.assembly import Assembly
-from tunekeeper.inference.request import ChatBody
+from tunekeeper.inference.request import ChatBody, PassedBody
 from tunekeeper.ports import Clock
 from tunekeeper.settings import Recording as Settings
 from tunekeeper.storage.store import Store
@@ -47,7 +47,9 @@ class Recorder:
         """Answers that broke off, or whose client left, since the server's start."""
         self._evicted = 0
 
-    def begin(self, body: ChatBody, sent: Json, target: Model | RemoteTarget, *, request_id: str) -> "Recording | None":
+    def begin(
+        self, body: ChatBody | PassedBody, sent: Json, target: Model | RemoteTarget, *, request_id: str
+    ) -> "Recording | None":
         """The recording of a request's answer, or None where it is not to be kept; raises InvalidRequest."""
         if isinstance(target, RemoteTarget):
             name, source = target.model, target.remote.upstream.name

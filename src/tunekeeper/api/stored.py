@@ -7,13 +7,13 @@ from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt
+from pydantic import BaseModel, ConfigDict, StrictBool
 
 from tunekeeper.api import files
 from tunekeeper.api.pagination import After, Order, known_query, limit, list_body, metadata_pairs
 from tunekeeper.api.services import ServicesDep
 from tunekeeper.errors import InvalidRequest
-from tunekeeper.inference.request import Metadata
+from tunekeeper.inference.request import Metadata, Timestamp
 from tunekeeper.jobs.export import Exported, Format, export
 from tunekeeper.types import CompletionFilter, Json, StoredCompletion
 
@@ -48,8 +48,8 @@ class FilterBody(BaseModel):
 
     model: str | None = None
     metadata: Metadata | None = None
-    created_after: StrictInt | None = None
-    created_before: StrictInt | None = None
+    created_after: Timestamp | None = None
+    created_before: Timestamp | None = None
     source: str | None = None
     tools: StrictBool | None = None
     pinned: StrictBool | None = None

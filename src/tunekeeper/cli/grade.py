@@ -128,11 +128,11 @@ class ClientSampler:
     def __init__(self, client: "Client") -> None:
         self._client = client
 
-    def check_model(self, model: str) -> None:
+    def check(self, body: "Json") -> None:
         """Raises NotFound for a model that the server does not have."""
         from tunekeeper.cli.client import path_of
 
-        self._client.get(path_of("models", model))
+        self._client.get(path_of("models", body["model"]))
 
     def complete(self, body: "Json") -> "Json":
         """The server's answer to a chat request."""

@@ -48,7 +48,6 @@ class Judge:
         limit: AbstractContextManager[Any],
         pause_s: float = 0.5,
     ) -> None:
-        sampler.check_model(spec.model)
         self._sampler, self._limit, self._pause_s = sampler, limit, pause_s
         self._spec = spec
         self._ask = (
@@ -69,10 +68,23 @@ class Judge:
             },
             **_sampling(spec),
         }
+        self._check()
+
+    def _check(self) -> None:
+        """Ask whether the judge could be asked, with the templates as they stand; the place is the grader's own."""
+        messages = [chat_message(message, _as_it_stands) for message in self._spec.input]
+        try:
+            self._sampler.check({**self._fixed, "messages": _told(messages, self._ask)})
+        except TunekeeperError as error:
+            if error.param and error.param.startswith("messages"):
+                error.param = "input"
+            elif error.param and error.param != "model":
+                error.param = f"sampling_params.{error.param}"
+            raise
 
     def grade(self, sample: Json, item: Json, read: Callable[[Any], tuple[float, Json]]) -> Grade:
         """Ask, and let `read` turn the result into a score and details; raises Ungradable."""
-        messages = [chat_message(message, sample, item) for message in self._spec.input]
+        messages = [filled_message(message, sample, item) for message in self._spec.input]
         answer = self._answer({**self._fixed, "messages": _told(messages, self._ask)})
         model = str(answer.get("model") or self._spec.model)
         tokens = (answer.get("usage") or {}).get("total_tokens")
@@ -162,12 +174,17 @@ def _sampling(spec: ScoreModel | LabelModel) -> Json:
     return params
 
 
-def chat_message(message: InputMessage, sample: Json, item: Json) -> Message:
+def _as_it_stands(text: str) -> str:
+    return text
+
+
+def filled_message(message: InputMessage, sample: Json, item: Json) -> Message:
     """A message as one of a chat, its templates filled in; raises Ungradable."""
+    return chat_message(message, lambda text: template(text).render(sample, item))
 
-    def render(text: str) -> str:
-        return template(text).render(sample, item)
 
+def chat_message(message: InputMessage, render: Callable[[str], str]) -> Message:
+    """A message as one of a chat, its texts rendered."""
     if isinstance(message.content, str):
         return {"role": message.role, "content": render(message.content)}
     parts = message.content if isinstance(message.content, list) else [message.content]

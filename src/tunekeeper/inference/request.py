@@ -1,8 +1,8 @@
 """The shape of a chat request, and what it means to the engine.
 
-A field that is not here is refused by name; a field that is here does what the API says, is refused where we
-do not have it, or is one of the hints that change no answer: user, safety_identifier, prompt_cache_key,
-prompt_cache_retention, service_tier, prediction.
+For our own models a field that is not here is refused by name; a field that is here does what the API says, is
+refused where we do not have it, or is one of the hints that change no answer: user, safety_identifier,
+prompt_cache_key, prompt_cache_retention, service_tier, prediction.
 """
 
 from typing import Annotated, Any, Literal
@@ -19,6 +19,9 @@ Metadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=16),
 ]
+
+Timestamp = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+"""Seconds since 1970; the database holds no longer number."""
 
 
 class _Shape(BaseModel):
@@ -89,6 +92,9 @@ class Answered(_Shape):
     audio: None = None
     annotations: list[Json] | None = None
     parsed: Any = None
+    # Servers of models that think send their thoughts so, null where there are none.
+    reasoning_content: None = None
+    reasoning: None = None
 
     @property
     def says_something(self) -> bool:
@@ -173,8 +179,25 @@ class StreamOptions(_Shape):
     include_obfuscation: StrictBool | None = None
 
 
+class PassedStreamOptions(BaseModel):
+    """What a stream of an upstream holds beside the answer, as far as it concerns us."""
+
+    include_usage: StrictBool = False
+
+
+class PassedBody(BaseModel):
+    """POST /chat/completions as far as it concerns us where an upstream answers; what else it takes, it knows best."""
+
+    model: str
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream: StrictBool | None = None
+    stream_options: PassedStreamOptions | None = None
+    store: StrictBool | None = None
+    metadata: Metadata | None = None
+
+
 class ChatBody(_Shape):
-    """POST /chat/completions."""
+    """POST /chat/completions, where a model of our own answers."""
 
     model: str
     messages: Annotated[list[AnyMessage], Field(min_length=1)]
@@ -213,10 +236,27 @@ class ChatBody(_Shape):
     service_tier: str | None = None
     prediction: Json | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_functions(cls, sent: Any) -> Any:
+        """Refuse by name what the API has beside functions; raises Unsupported."""
+        if isinstance(sent, dict):
+            tools = sent.get("tools")
+            for n, tool in enumerate(tools if isinstance(tools, list) else ()):
+                _refuse_kind(tool, "custom", param=f"tools.{n}.type")
+            for kind in ("custom", "allowed_tools"):
+                _refuse_kind(sent.get("tool_choice"), kind, param="tool_choice.type")
+        return sent
+
     @property
     def uses_functions(self) -> bool:
         """Whether the older form of tools is used, and is to be answered in."""
         return self.functions is not None
+
+
+def _refuse_kind(value: Any, kind: str, *, param: str) -> None:
+    if isinstance(value, dict) and value.get("type") == kind:
+        raise Unsupported(f"{kind!r} is not supported here: tools can only be functions.", param=param)
 
 
 _UNSUPPORTED = ("audio", "web_search_options")

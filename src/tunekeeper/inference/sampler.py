@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from tunekeeper.datasets.tokenizer import text_of
 from tunekeeper.errors import Unsupported, UpstreamFailed
 from tunekeeper.inference.answers import Answers, RemoteTarget
 from tunekeeper.inference.completion import Completion
@@ -39,9 +40,12 @@ class AnswersSampler:
         for future in list(self._asked):
             future.cancel()
 
-    def check_model(self, model: str) -> None:
-        """Raises ModelNotFound for a model that cannot answer."""
-        self._wait(self._answers.resolve(model))
+    def check(self, body: Json) -> None:
+        """Raises what is known of a chat request before a model is asked; what an upstream takes, it says itself."""
+        target = self._wait(self._answers.resolve(body["model"]))
+        if not isinstance(target, RemoteTarget):
+            for n, message in enumerate(chat_request(shape(ChatBody, body)).messages):
+                text_of(message.get("content"), where=f"messages[{n}].content")
 
     def load(self, model: str) -> None:
         """Have a model of our own in memory, so that its first answer takes no longer; raises TunekeeperErrors."""

@@ -18,7 +18,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from tunekeeper.datasets.formats import Fault, read_lines
 from tunekeeper.errors import InvalidData, InvalidRequest, TunekeeperError, Unsupported
-from tunekeeper.graders.model import chat_message
+from tunekeeper.graders.model import filled_message
 from tunekeeper.graders.rows import as_sample
 from tunekeeper.graders.spec import (
     InputMessage,
@@ -32,7 +32,7 @@ from tunekeeper.graders.spec import (
     templates_of,
 )
 from tunekeeper.graders.template import Ungradable, Variable, template
-from tunekeeper.inference.request import ChatBody, ResponseFormat, Tool, chat_request
+from tunekeeper.inference.request import ChatBody, ResponseFormat, Timestamp, Tool, chat_request
 from tunekeeper.types import Eval, Json, Message, StoredCompletion
 from tunekeeper.validation import shape
 
@@ -76,9 +76,9 @@ class StoredSource(_Shape):
     type: Literal["stored_completions"]
     metadata: dict[str, str] | None = None
     model: str | None = None
-    created_after: int | None = None
-    created_before: int | None = None
-    limit: Annotated[int, Field(ge=1)] | None = None
+    created_after: Timestamp | None = None
+    created_before: Timestamp | None = None
+    limit: Annotated[int, Field(ge=1, lt=2**63)] | None = None
 
 
 class Templates(_Shape):
@@ -379,6 +379,8 @@ def freeze(
     lines: Iterator[Line | Fault], eval_: Eval, source: DataSource, writer: BlobWriter, *, is_own_model: bool = False
 ) -> int:
     """Write the lines that a run will work on, and say how many; raises InvalidData with every fault of every line."""
+    if is_own_model:
+        _check_params(source)
     check = _Checks(eval_, source, is_own_model=is_own_model)
     faults: list[Fault] = []
     total = n_faults = 0
@@ -459,6 +461,19 @@ class _Checks:
             yield Fault(line.number, line.pointer, "bad_request", "error", f"no request comes of it: {error.message}")
 
 
+def _check_params(source: DataSource) -> None:
+    """Raises what our own models do not have, once for all lines and at its place."""
+    if isinstance(source, Jsonl):
+        return
+    hello = [{"role": "user", "content": ""}]
+    try:
+        chat_request(shape(ChatBody, {**_params(source), "model": source.model, "messages": hello}))
+    except TunekeeperError as error:
+        if error.param and not error.param.startswith("data_source"):
+            error.param = f"data_source.sampling_params.{error.param}"
+        raise
+
+
 def _params(source: Completions | Responses) -> Json:
     """The sampling parameters as a chat request has them."""
     params = source.sampling_params
@@ -498,7 +513,7 @@ def _chat_tool(flat: Json, param: str) -> Json:
 def _messages(asked: Templates | ItemReference, item: Json) -> list[Message]:
     try:
         if isinstance(asked, Templates):
-            return [chat_message(message, {}, item) for message in asked.template]
+            return [filled_message(message, {}, item) for message in asked.template]
         reference = _reference(asked.item_reference)
         found = reference.find(item)
     except Ungradable as error:

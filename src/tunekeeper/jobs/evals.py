@@ -467,9 +467,9 @@ class _Meter:
         usage: Json = self._noted.usage
         return usage
 
-    def check_model(self, model: str) -> None:
-        """Raises ModelNotFound for a model that cannot answer."""
-        self._sampler.check_model(model)
+    def check(self, body: Json) -> None:
+        """Raises what the sampler raises."""
+        self._sampler.check(body)
 
     def complete(self, body: Json) -> Json:
         """The sampler's answer."""

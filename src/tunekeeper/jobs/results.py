@@ -27,7 +27,9 @@ COLUMNS = (
     "full_valid_loss",
     "full_valid_mean_token_accuracy",
     "train_reward_mean",
+    "train_mean_reward",
     "valid_reward_mean",
+    "full_validation_mean_reward",
     "train_reasoning_tokens_mean",
     "valid_reasoning_tokens_mean",
     "learning_rate",
@@ -50,6 +52,8 @@ SAMPLES_FILE = "samples.jsonl"
 SAME_AS = {
     "train_accuracy": "train_mean_token_accuracy",
     "validation_mean_token_accuracy": "valid_mean_token_accuracy",
+    "train_mean_reward": "train_reward_mean",
+    "full_validation_mean_reward": "valid_reward_mean",
 }
 """Columns that one vendor spells in another way."""
 

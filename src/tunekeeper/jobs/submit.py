@@ -24,7 +24,10 @@ from tunekeeper.errors import (
     Unavailable,
     Unsupported,
 )
+from tunekeeper.graders.build import build_here
 from tunekeeper.graders.spec import parse as parse_grader
+from tunekeeper.inference.answers import Answers
+from tunekeeper.inference.sampler import in_background
 from tunekeeper.jobs.tool_servers import PARAM, read_tools
 from tunekeeper.lifecycle.catalog import Catalog
 from tunekeeper.lifecycle.policy import stand
@@ -95,6 +98,8 @@ def draft(submission: Submission, store: Store, settings: Settings) -> Job:
     with _named_as_sent(submission):
         method = validate_method(_method_of(submission))
         _check_method(method, model, store, settings, validated=validated)
+        if method["type"] == "reinforcement":
+            _check_grader(method["reinforcement"]["grader"], store, settings)
     seed = _seed(submission.seed)
     sweep = _checked_sweep(submission, method, seed, model, store, settings)
     return Job(
@@ -300,7 +305,6 @@ def _check_method(method: Json, model: Model, store: Store, settings: Settings, 
             param=f"method.{method['type']}.hyperparameters.max_cost",
         )
     if method["type"] == "reinforcement":
-        parse_grader(method["reinforcement"]["grader"], param="method.reinforcement.grader")
         tools = read_tools(method["reinforcement"].get("tools", ()), settings.endpoint_hosts)
     config = read_config(settings.home / base_under(model, store).path)
     resolved = resolve(
@@ -322,6 +326,14 @@ def _check_method(method: Json, model: Model, store: Store, settings: Settings, 
     upstream = settings.sampler_of(base_under(model, store).id)
     if upstream is not None:
         check_sampled_elsewhere(resolved, upstream)
+
+
+def _check_grader(grader: Json, store: Store, settings: Settings) -> None:
+    """Build it and let it go: what keeps it from grading here is known before anything waits for it."""
+    param = "method.reinforcement.grader"
+    spec = parse_grader(grader, param=param)
+    with in_background(Answers(settings, store), embedding_model=settings.embedding_model) as judge:
+        build_here(spec, settings, judge, param=param).close()
 
 
 def check_sampled_elsewhere(config: ReinforcementConfig, upstream: Upstream) -> None:

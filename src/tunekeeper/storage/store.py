@@ -25,6 +25,7 @@ from sqlalchemy import (
     Select,
     Table,
     and_,
+    bindparam,
     delete,
     exists,
     func,
@@ -1000,4 +1001,6 @@ def _children(tx: Connection, model_id: str) -> list[Model]:
 
 def _has_pair(key: str, value: str) -> ColumnElement[bool]:
     pair = text("EXISTS (SELECT 1 FROM json_each(jobs.metadata) WHERE key = :k AND value = :v)")
-    return pair.bindparams(k=key, v=value).self_group()  # type: ignore[return-value]
+    # Unique names: a query has several pairs.
+    given = pair.bindparams(bindparam("k", key, unique=True), bindparam("v", value, unique=True))
+    return given.self_group()  # type: ignore[return-value]
