@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from tunekeeper.trainer.attention import causal
 from tunekeeper.types import Tree
 
 
@@ -171,18 +172,6 @@ def tree_mask(span: Span) -> Tensor:
     return seen
 
 
-def causal(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-    """Plain causal attention of one sequence, (T, H, D)."""
-    if not q_THD.shape[0]:
-        return q_THD
-    groups = q_THD.shape[1] // k_TKD.shape[1]
-    k_THD, v_THD = _repeated(k_TKD, groups), _repeated(v_TKD, groups)
-    seen = F.scaled_dot_product_attention(
-        q_THD.transpose(0, 1)[None], k_THD.transpose(0, 1)[None], v_THD.transpose(0, 1)[None], is_causal=True
-    )
-    return seen[0].transpose(0, 1)
-
-
 def additive_mask(seen_TS: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     """The mask that `masked` takes, (groups * T, S): 0 where a row sees a key, minus infinity elsewhere."""
     mask = torch.zeros(seen_TS.shape, dtype=dtype, device=seen_TS.device).masked_fill_(~seen_TS, float("-inf"))
@@ -202,10 +191,6 @@ def masked(q_THD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask_RS: Tensor) -> Tens
         q_KRD[None], k_SKD.transpose(0, 1)[None], v_SKD.transpose(0, 1)[None], attn_mask=mask_RS
     )[0]
     return out_KRD.view(kv_heads, groups, rows, size).permute(2, 0, 1, 3).reshape(rows, heads, size)
-
-
-def _repeated(x_TKD: Tensor, groups: int) -> Tensor:
-    return x_TKD if groups == 1 else x_TKD.repeat_interleave(groups, dim=1)
 
 
 def microbatches(sizes: Sequence[int], batch: Sequence[int], max_tokens: int) -> list[list[int]]:
