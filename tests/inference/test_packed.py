@@ -41,6 +41,20 @@ def test_a_view_answers_as_its_decoder_which_stays_as_it_was(decoder: Decoder) -
     assert torch.equal(logits(decoder), before)
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bf16 here")
+def test_a_view_in_bf16_answers_as_its_decoder_and_takes_no_adapter_into_weights_that_would_round_it_away(
+    tiny_base: Path,
+) -> None:
+    decoder = load_decoder(tiny_base, dtype="bf16")
+    view = packed_view(decoder)
+    assert isinstance(view, LlamaDecoder)
+    assert isinstance(view.layers[0].qkv_OE, PackedWeight)
+    adapter = drawn_adapter(decoder)
+    assert not merge(view, decoder, adapter)
+    for learned in (None, adapter):
+        torch.testing.assert_close(logits(view, learned), logits(decoder, learned), rtol=2e-2, atol=2e-2)
+
+
 def test_a_merged_view_answers_with_the_adapter_at_every_merge(decoder: Decoder) -> None:
     view = packed_view(decoder)
     plain = logits(decoder)
