@@ -50,7 +50,7 @@ GRADER = {
     "name": "alike",
     "input": "{{ sample.output_text }}",
     "reference": "{{ item.reference }}",
-    "evaluation_metric": "fuzzy_match",
+    "evaluation_metric": "rouge_l",
 }
 SHOWN_OPERATORS = 25
 
