@@ -1,6 +1,8 @@
 """The attention of a step against plain attention, one sequence at a time."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,3 +94,19 @@ def plain_after_writing(cache, work, q, k, v):
     assert torch.allclose(apart, wanted, atol=1e-6)
     share([item.track for item in work])
     return wanted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_cache_takes_memory_where_sequences_are_and_nowhere_else() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    shape = DecoderShape(
+        n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, hidden_size=576, inner_size=8, vocab_size=8, max_positions=8
+    )
+    before = resident_bytes()
+    large = KeyValueCache(shape, 65_536, torch.float32, torch.device("cpu"))  # 3 GB, had it all
+    large.clear(Region(0, 64))
+    used = 2 * 30 * 3 * 64 * 64 * 4
+    assert resident_bytes() - before < 2 * used + 4_000_000
+    assert not large.keys[:, :, :64].any()

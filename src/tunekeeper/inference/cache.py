@@ -11,10 +11,12 @@ Shapes: T rows of the step, B sequences of a run, L tokens seen, H heads, K key-
 size.
 """
 
+import math
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -48,9 +50,12 @@ class KeyValueCache:
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
-    # numpy asks the system for zeroed pages, which take memory once they are used; torch writes them at once.
-    flat = np.zeros(int(np.prod(size)) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(flat).view(dtype).view(size)
+    # The system's own zeroed pages take memory once they are used; torch writes them at once. Small pages: a running
+    # sequence uses a little of each layer's and head's part, and large ones (numpy's) held fifty times as much.
+    pages = mmap.mmap(-1, math.prod(size) * dtype.itemsize)
+    with suppress(AttributeError, OSError):  # not on every system, nor in every kernel
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(size)
 
 
 @dataclass(frozen=True, slots=True)
