@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -81,6 +81,7 @@ def files(draw: st.DrawFn) -> tuple[FileChange, ...]:
 
 
 @settings(max_examples=40, deadline=None)
+@example((FileChange(filename="|/", status="added", additions=0, deletions=0, patch=None),), "", "ja")
 @given(files(), TEXT, st.sampled_from(["ja", "en"]))
 def test_whatever_names_and_diffs_hold_the_report_keeps_its_structure(
     changed: tuple[FileChange, ...], text: str, language: str

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from tunekeeper.errors import Unavailable
 from tunekeeper.insight.catalogue import Catalogue, catalogue
-from tunekeeper.insight.quoting import code, escape, fence, one_line
+from tunekeeper.insight.quoting import escape, fence, one_line
 from tunekeeper.insight.report import Item, Report
 
 _TABLE = (
@@ -65,7 +65,7 @@ def _bullets(lines: tuple[str, ...], words: Catalogue) -> str:
 
 def _row(item: Item) -> str:
     change = item.change
-    name = escape(change.filename.rsplit("/", 1)[-1]) or code(change.filename)
+    name = escape(change.filename.rsplit("/", 1)[-1]) or escape(change.filename)
     cells = (
         f"[{name}](#{item.anchor})",
         item.type,
