@@ -1,6 +1,6 @@
 import json
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tunekeeper.datasets.formats import Line, parse
@@ -105,6 +105,7 @@ def test_scrubbing_twice_equals_once_and_nothing_detected_remains(text):
 
 
 @settings(deadline=None)
+@example("", "", {"password": 'eve@corp.io0"'})
 @given(written, written, values)
 def test_nothing_detected_remains_in_a_line(question, answer, arguments):
     call = {"id": "c1", "type": "function", "function": {"name": "mail", "arguments": json.dumps({"to": arguments})}}

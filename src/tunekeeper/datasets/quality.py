@@ -416,7 +416,7 @@ _ASSIGNED: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
         ("passw", "secret", "token", "key"),
         re.compile(
             r"(?:passw(?:or)?d|secret|token|api[_-]?key|access[_-]?key)[\"']?\s{0,4}[:=]\s{0,4}[\"']?"
-            r"([^\s\"',;<>(){}]{12,200})",
+            r"([^\s\"',;<>(){}]{12,200}(?<!\\))",  # a backslash before a quote belongs to the quote
             re.IGNORECASE,
         ),
     ),
