@@ -12,6 +12,8 @@ class ScriptedServer(ThreadingHTTPServer):
     """Answers by (method, path); a list is used up, its last answer stays. Remembers the requests."""
 
     daemon_threads = True
+    request_queue_size = 128
+    """Connections that may wait: of more than the usual five at once some are lost, and tried again a second later."""
 
     def __init__(self, answers: dict[tuple[str, str], Any]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

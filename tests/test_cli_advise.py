@@ -128,7 +128,7 @@ def test_a_base_that_does_it_is_not_trained(run, place):
         found = run(data, "--model", "able", "--url", server.url)
         asked = [json.loads(body) for body in server.bodies("POST", "/chat/completions")]
         others = {path for _, path, _, _ in server.requests}
-    assert found["verdict"] == "do_not_tune"
+    assert found["verdict"] == "do_not_tune", found
     assert found["text"].startswith("do not tune: base, zero-shot already does it, 100%")
     assert others == {"/chat/completions"}
     assert len(asked) == 21  # one to warm up, then the held-out items
@@ -139,7 +139,7 @@ def test_always_trains_all_the_same(run, place):
     data = write(place / "always.jsonl", [chat(f"{n}?", "yes") for n in range(60)])
     with scripted(says("yes", status="succeeded", fine_tuned_model="ft:able")) as server:
         found = run(data, "--model", "able", "--url", server.url, "--always")
-    assert found["verdict"] == "do_not_tune"
+    assert found["verdict"] == "do_not_tune", found
     assert [row["quality"]["value"] for row in found["rows"]] == [1, 1, 1]
     assert found["rows"][-1]["model"] == "ft:able"
 
