@@ -22,7 +22,7 @@ def computed(n_tokens: int, dtype: torch.dtype, *, ours: bool) -> list[Tensor]:
     return [out.detach().float(), *(x.float() for x in torch.autograd.grad(out, leaves, grad.to(dtype)))]
 
 
-@pytest.mark.parametrize("n_tokens", [1, 2, 33, 167, SHORT, SHORT + 1])
+@pytest.mark.parametrize("n_tokens", [1, 2, 32, 33, 167, SHORT, SHORT + 1])
 def test_in_bf16_output_and_gradients_are_as_near_to_fp32_as_pytorchs(n_tokens: int) -> None:
     exact = computed(n_tokens, torch.float32, ours=False)
     ours = computed(n_tokens, torch.bfloat16, ours=True)

@@ -129,3 +129,22 @@ def test_a_decoder_of_another_family_is_refused():
 
     with pytest.raises(Unsupported, match="Llama family"):
         FastTrainer(Foreign(), forest(2), (), config(), seed=1)
+
+
+@pytest.mark.parametrize("scope", ["all", "completion"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_in_bf16_losses_and_gradients_are_those_of_fp32_as_far_as_it_goes(decoder, tiny_base, scope, fast):
+    invocation = INVOCATION if scope == "completion" else ()
+    trees = [*forest(6, invocation=invocation), tree(9, 5, 7, seed=3, invocation=invocation)]
+    losses, gradients = [], []
+    for each in (decoder, load_decoder(tiny_base, dtype="bf16")):
+        kind = FastTrainer if fast else Trainer
+        trainer = kind(each, trees, (), config(adapter_scope=scope), seed=3, invocation_tokens=invocation)
+        for pair in trainer.adapter.pairs.values():
+            torch.nn.init.normal_(pair.b_OR, std=0.1, generator=torch.Generator().manual_seed(1))
+        loss = -trainer.train.logprobs([0, 6, 2, 3])[1].mean()
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.adapter.parameters() if p.grad is not None]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99

@@ -10,6 +10,7 @@ from tunekeeper.models.decoder import Decoder
 from tunekeeper.models.load import load_decoder
 from tunekeeper.trainer.losses import token_logprobs
 from tunekeeper.trainer.trees import (
+    ROW_MULTIPLE,
     Packed,
     PrefixAttention,
     Recorder,
@@ -17,6 +18,7 @@ from tunekeeper.trainer.trees import (
     TreeAttention,
     microbatches,
     pack,
+    row_multiple,
     tree_mask,
 )
 from tunekeeper.types import Branch, Tree
@@ -29,7 +31,8 @@ def decoder(tiny_base: Path) -> Decoder:
 
 def logprobs(decoder: Decoder, packed: Packed) -> torch.Tensor:
     hidden = decoder.hidden(packed.tokens_T, packed.positions_T, TreeAttention(packed.spans))
-    return token_logprobs(hidden[packed.source_N], decoder.head_VE, packed.target_N)[0]
+    rows_N = packed.source_N[: packed.target_N.shape[0]]
+    return token_logprobs(hidden[rows_N], decoder.head_VE, packed.target_N)[0]
 
 
 def test_packed_trees_give_the_numbers_of_each_tree_alone(decoder: Decoder) -> None:
@@ -47,18 +50,40 @@ def test_branches_that_share_a_trunk_give_the_numbers_of_separate_sequences(deco
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_a_tree_on_a_recorded_prefix_gives_the_numbers_of_the_whole_tree(decoder: Decoder) -> None:
+@pytest.mark.parametrize("multiple", [2, 16, 64])
+def test_rows_that_fill_a_batch_up_change_none_of_its_numbers(decoder: Decoder, multiple: int) -> None:
+    trees = [tree(5, 3, seed=1), tree(9, 4, 1, 7, seed=4)]
+    filled, plain = pack(trees, multiple=multiple), pack(trees)
+    assert filled.size % multiple == filled.source_N.shape[0] % multiple == 0
+    assert filled.size - plain.size < multiple
+    torch.testing.assert_close(logprobs(decoder, filled), logprobs(decoder, plain), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_that_predicts_nothing_fills_up_no_rows_that_predict() -> None:
+    packed = pack([Tree((1, 2, 3), ())], multiple=8)
+    assert (packed.size, packed.source_N.shape[0]) == (8, 0)
+
+
+def test_rows_are_filled_up_where_a_processor_multiplies_bf16(decoder: Decoder, tiny_base: Path) -> None:
+    assert row_multiple(decoder) == 1
+    assert row_multiple(load_decoder(tiny_base, dtype="bf16")) == ROW_MULTIPLE
+
+
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_a_tree_on_a_recorded_prefix_gives_the_numbers_of_the_whole_tree(decoder: Decoder, multiple: int) -> None:
     trees = [tree(12, 5, seed=6), tree(7, 3, 4, seed=7)]
     active = 3
-    prefixes = pack([Tree(each.trunk[:-active], ()) for each in trees])
+    prefixes = pack([Tree(each.trunk[:-active], ()) for each in trees], multiple=multiple)
     recorder = Recorder(TreeAttention(prefixes.spans))
     decoder.hidden(prefixes.tokens_T, prefixes.positions_T, recorder)
     rest = pack(
         [Tree(each.trunk[-active:], each.branches) for each in trees],
         [len(each.trunk) - active for each in trees],
+        multiple=multiple,
     )
     hidden = decoder.hidden(rest.tokens_T, rest.positions_T, PrefixAttention(rest.spans, recorder.prefixes()))
-    got, _ = token_logprobs(hidden[rest.source_N], decoder.head_VE, rest.target_N)
+    rows_N = rest.source_N[: rest.target_N.shape[0]]
+    got, _ = token_logprobs(hidden[rows_N], decoder.head_VE, rest.target_N)
     torch.testing.assert_close(got, logprobs(decoder, pack(trees)), rtol=1e-5, atol=1e-5)
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 SHORT = 384
 """Tokens up to which plain products are faster; the scores of all pairs exist at once, in fp32."""
 
+FILLED_TO = 32
+"""The backward pass takes a multiple of this many tokens, so that few shapes occur: see `trees.row_multiple`."""
+
 
 def causal(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
     """Plain causal attention of one sequence, (T, H, D)."""
@@ -45,21 +48,21 @@ class _ShortCausal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_THD, k_TKD, v_TKD, out_THD, lse_HT = ctx.saved_tensors
-        kv_heads, dtype, scale = k_TKD.shape[1], q_THD.dtype, q_THD.shape[2] ** -0.5
-        q_KRD, grad_KRD = _grouped(q_THD, kv_heads), _grouped(grads[0], kv_heads)
-        k_KTD, v_KTD = k_TKD.transpose(0, 1).contiguous(), v_TKD.transpose(0, 1)
-        lse_KR1 = lse_HT.reshape(kv_heads, -1, 1)
+        heads, n, dtype, scale = q_THD.shape[1], q_THD.shape[0], q_THD.dtype, q_THD.shape[2] ** -0.5
+        kv_heads, filler = k_TKD.shape[1], -n % FILLED_TO
+        q_KRD, grad_KRD = _grouped(q_THD, kv_heads, filler), _grouped(grads[0], kv_heads, filler)
+        k_KTD, v_KTD = _grouped(k_TKD, kv_heads, filler), _grouped(v_TKD, kv_heads, filler)
+        lse_KR1 = F.pad(lse_HT, (0, filler)).reshape(kv_heads, -1, 1)
         p_KRT = torch.baddbmm(lse_KR1, q_KRD.float(), k_KTD.float().mT, beta=-1, alpha=scale).exp_()
-        p_KRT.view(*lse_HT.shape, -1).tril_()
-        shared_KR1 = (grads[0].float() * out_THD).sum(-1).T.reshape(kv_heads, -1, 1)
+        p_KRT.view(heads, n + filler, -1).tril_()
+        shared_HT = (grads[0].float() * out_THD).sum(-1).T
+        shared_KR1 = F.pad(shared_HT, (0, filler)).reshape(kv_heads, -1, 1)
         grad_s_KRT = torch.baddbmm(shared_KR1, grad_KRD.float(), v_KTD.float().mT, beta=-1, alpha=1).mul_(p_KRT)
         grad_s_KRT, p_KRT = grad_s_KRT.mul_(scale).to(dtype), p_KRT.to(dtype)
-        grad_q_KRD = torch.bmm(grad_s_KRT, k_KTD)
-        grad_q_THD = grad_q_KRD.view(lse_HT.shape[0], -1, q_THD.shape[2]).transpose(0, 1)
         return (
-            grad_q_THD,
-            torch.bmm(grad_s_KRT.mT, q_KRD).transpose(0, 1),
-            torch.bmm(p_KRT.mT, grad_KRD).transpose(0, 1),
+            torch.bmm(grad_s_KRT, k_KTD).view(heads, n + filler, -1)[:, :n].transpose(0, 1),
+            torch.bmm(grad_s_KRT.mT, q_KRD)[:, :n].transpose(0, 1),
+            torch.bmm(p_KRT.mT, grad_KRD)[:, :n].transpose(0, 1),
         )
 
 
@@ -69,5 +72,5 @@ def _by_heads(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> list[Tensor]:
     return [x.transpose(0, 1)[None] for x in (q_THD, *repeated)]
 
 
-def _grouped(x_THD: Tensor, kv_heads: int) -> Tensor:
-    return x_THD.transpose(0, 1).reshape(kv_heads, -1, x_THD.shape[2])
+def _grouped(x_THD: Tensor, kv_heads: int, filler: int) -> Tensor:
+    return F.pad(x_THD.transpose(0, 1), (0, 0, 0, filler)).reshape(kv_heads, -1, x_THD.shape[2])

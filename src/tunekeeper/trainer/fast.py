@@ -68,7 +68,9 @@ class FastForest(Forest):
     def _hidden(
         self, batch: Sequence[int], packed: Packed, attention: Attention, rows: Sequence[AdapterRows]
     ) -> Tensor:
-        x_TE = torch.cat(self._streams(batch))
+        streams = self._streams(batch)
+        filler = packed.size - sum(stream.shape[0] for stream in streams)
+        x_TE = torch.cat([*streams, streams[0].new_zeros(filler, streams[0].shape[1])])
         positions_T = packed.positions_T.to(self.decoder.device)
         source_N = packed.source_N.to(self.decoder.device)
         return self.top.hidden_above(self.top.first, x_TE, positions_T, attention, adapters=rows, rows_N=source_N)

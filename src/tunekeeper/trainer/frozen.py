@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tunekeeper.models.decoder import Decoder
-from tunekeeper.trainer.trees import Packed, PrefixAttention, Recorder, Span, TreeAttention, pack
+from tunekeeper.trainer.trees import Packed, PrefixAttention, Recorder, Span, TreeAttention, pack, row_multiple
 from tunekeeper.types import Tree
 
 GROUP_TOKENS = 2048
@@ -73,7 +73,7 @@ class FrozenPrefixes:
 
     def _compute(self, batch: Sequence[int]) -> list[Tensor]:
         own = [Tree(self.trees[index].trunk[self.n_root : -self.n_active], ()) for index in batch]
-        packed = pack(own, [self.n_root] * len(own))
+        packed = pack(own, [self.n_root] * len(own), multiple=row_multiple(self.decoder))
         if not self.n_root:
             return self._record(packed, TreeAttention(packed.spans))
         return self._record(packed, PrefixAttention(packed.spans, [self._root_prefix()] * len(own)))

@@ -38,7 +38,7 @@ from tunekeeper.trainer.losses import (
 )
 from tunekeeper.trainer.optimizer import AdamW
 from tunekeeper.trainer.step import Step
-from tunekeeper.trainer.trees import Packed, TreeAttention, microbatches, pack
+from tunekeeper.trainer.trees import Packed, TreeAttention, microbatches, pack, row_multiple
 from tunekeeper.types import Json, Tree
 
 MICROBATCH_TOKENS = 2048
@@ -102,7 +102,8 @@ class Forest:
         packed, attention = self._packed(batch)
         device = self.decoder.device
         rows = (AdapterRows(self.adapter, 0, packed.size),) if self.adapter else ()
-        hidden_NE, bias_V = self._hidden(batch, packed, attention, rows), self.decoder.head_bias_V
+        hidden_NE = self._hidden(batch, packed, attention, rows)[: packed.target_N.shape[0]]
+        bias_V = self.decoder.head_bias_V
         if self.temperature != 1:  # the log-probabilities that tokens were sampled with
             hidden_NE = hidden_NE / self.temperature
             bias_V = None if bias_V is None else bias_V / self.temperature
@@ -111,10 +112,11 @@ class Forest:
     def _packed(self, batch: Sequence[int]) -> tuple[Packed, Attention]:
         """What is computed of a batch, and what its tokens see."""
         if self.frozen is None:
-            packed = pack([self.trees[index] for index in batch])
+            packed = pack([self.trees[index] for index in batch], multiple=row_multiple(self.decoder))
             return packed, TreeAttention(packed.spans)
         rest = [self.frozen.rest(index) for index in batch]
-        packed = pack([tree for tree, _ in rest], [offset for _, offset in rest])
+        trees, offsets = [tree for tree, _ in rest], [offset for _, offset in rest]
+        packed = pack(trees, offsets, multiple=row_multiple(self.decoder))
         return packed, self.frozen.attention(packed.spans, batch)
 
     def _hidden(
