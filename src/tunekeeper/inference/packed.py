@@ -45,7 +45,7 @@ class PackedWeight(Tensor):
         x, weight, bias = (*args, None)[:3]
         if x.shape[0] == 1 and weight.for_one_IO is not None:
             return x @ weight.for_one_IO if bias is None else torch.addmm(bias, x, weight.for_one_IO)
-        return torch.ops.mkldnn._linear_pointwise(x, weight.for_rows, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, weight.for_rows, bias, "none", [], "")
 
 
 def pack(decoder: Decoder) -> None:

@@ -304,11 +304,12 @@ class LlamaDecoder:
         normed_TE = rms_norm(x_TE, layer.norm1_E, eps, self.dtype)
         qkv_TO = lora_linear(normed_TE, layer.qkv_OE, layer.qkv_bias_O, layer.qkv_names, self.qkv_widths, adapters)
         heads = qkv_TO.view(-1, s.n_heads + 2 * s.n_kv_heads, s.head_dim)
-        q_THD, k_TKD, v_TKD = heads.split([s.n_heads, s.n_kv_heads, s.n_kv_heads], dim=1)
+        both_THD, v_TKD = heads.split([s.n_heads + s.n_kv_heads, s.n_kv_heads], dim=1)
         if layer.q_norm_D is not None and layer.k_norm_D is not None:
-            q_THD = rms_norm(q_THD, layer.q_norm_D, eps, self.dtype)
-            k_TKD = rms_norm(k_TKD, layer.k_norm_D, eps, self.dtype)
-        q_THD, k_TKD = rotate(q_THD, cos_T1D, sin_T1D), rotate(k_TKD, cos_T1D, sin_T1D)
+            q_THD, k_TKD = both_THD.split([s.n_heads, s.n_kv_heads], dim=1)
+            normed = rms_norm(q_THD, layer.q_norm_D, eps, self.dtype), rms_norm(k_TKD, layer.k_norm_D, eps, self.dtype)
+            both_THD = torch.cat(normed, dim=1)
+        q_THD, k_TKD = rotate(both_THD, cos_T1D, sin_T1D).split([s.n_heads, s.n_kv_heads], dim=1)
         seen_TO = attention(index, q_THD, k_TKD, v_TKD).reshape(x_TE.shape[0], -1)
         if rows_N is not None:
             x_TE, seen_TO = x_TE.index_select(0, rows_N), seen_TO.index_select(0, rows_N)
@@ -410,9 +411,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     if torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad:
         normed: Tensor = _Norm.apply(x, weight, eps, dtype)  # type: ignore[no-untyped-call]
         return normed
-    x = x.float()
-    scaled: Tensor = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight).to(dtype)
-    return scaled
+    return F.rms_norm(x.float(), weight.shape, weight, eps).to(dtype)
 
 
 class _Norm(torch.autograd.Function):
