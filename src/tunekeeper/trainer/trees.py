@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tunekeeper.models.decoder import Decoder
-from tunekeeper.trainer.attention import causal
+from tunekeeper.trainer.attention import SHORT, ShortAttention, is_fast
 from tunekeeper.types import Tree
 
 ROW_MULTIPLE = 64
@@ -114,17 +114,30 @@ class TreeAttention:
         self.spans = spans
         self._sizes = [span.ends[-1] - span.start for span in spans]
         self._masks: dict[tuple[int, int], Tensor] = {}
+        self._long = [n for n, size in enumerate(self._sizes) if size > SHORT]
+        short = [n for n, size in enumerate(self._sizes) if size <= SHORT]
+        masks = [self._sizes[n] if is_sequence(spans[n]) else tree_mask(spans[n]) for n in short]
+        self._short = (
+            ShortAttention([spans[n].start for n in short], masks) if any(self._sizes[n] for n in short) else None
+        )
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Attend within each tree; return (T, H, D)."""
-        # Split, not slices: the gradient of a split is one concatenation, that of each slice a whole row of zeros.
+        together = self._short(q_THD, k_TKD, v_TKD) if self._short is not None and is_fast(q_THD) else None
+        if together is not None and not self._long:
+            return together
         *rows, filler = _split(self._sizes, q_THD, k_TKD, v_TKD)
-        seen = [part for n, (q, k, v) in enumerate(rows) for part in self._tree(n, q, k, v)]
-        return torch.cat([*seen, torch.zeros_like(filler[0])])
+        if together is None:
+            seen = [part for n, (q, k, v) in enumerate(rows) for part in self._tree(n, q, k, v)]
+            return torch.cat([*seen, torch.zeros_like(filler[0])])
+        parts = [[part] for (part,) in _split(self._sizes, together)]
+        for n in self._long:
+            parts[n] = list(self._tree(n, *rows[n]))
+        return torch.cat([part for tree in parts for part in tree])
 
     def _tree(self, n: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Iterator[Tensor]:
         span = self.spans[n]
-        if len(span.ends) <= 2:  # one branch continues its trunk: the whole tree is one causal sequence
+        if is_sequence(span):
             yield causal(q_THD, k_TKD, v_TKD)
             return
         trunk = span.ends[0] - span.start
@@ -165,7 +178,10 @@ class PrefixAttention:
 
 
 def _split(sizes: Sequence[int], *rows: Tensor) -> list[tuple[Tensor, ...]]:
-    """The rows of each tree, and those of none, which come last."""
+    """The rows of each tree, and those of none, which come last.
+
+    Not slices: the gradient of a split is one concatenation, that of each slice a whole row of zeros.
+    """
     rest = rows[0].shape[0] - sum(sizes)
     return list(zip(*(x.split([*sizes, rest]) for x in rows), strict=True))
 
@@ -188,6 +204,21 @@ class Recorder:
             torch.stack([layer[:, span.start : span.ends[-1]] for layer in self._layers])
             for span in self.attention.spans
         ]
+
+
+def is_sequence(span: Span) -> bool:
+    """Whether the whole tree is one causal sequence: one branch continues its trunk."""
+    return len(span.ends) <= 2
+
+
+def causal(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+    """Plain causal attention of one sequence, (T, H, D)."""
+    if not q_THD.shape[0]:
+        return q_THD
+    groups = q_THD.shape[1] // k_TKD.shape[1]
+    repeated = (x if groups == 1 else x.repeat_interleave(groups, dim=1) for x in (k_TKD, v_TKD))
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_THD, *repeated))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)[0].transpose(0, 1)
 
 
 def tree_mask(span: Span) -> Tensor:
