@@ -1,10 +1,12 @@
 """Answers a second: the embedded engine beside `transformers.generate`, on the same weights, prompts and tokens.
 
-    python -m benchmarks.serve --model DIR [--tokens 64] [--streams 16] [--rounds 5] [--json]
+    python -m benchmarks.serve --model DIR [--tokens 64] [--streams 16] [--rounds 5] [--dtype fp32] [--json]
 
-Greedy, fp32, no stop token, so that both compute the same number of tokens. Measured in turn, round by round, so that
-whatever else the machine does meets both; the figures are medians. transformers has two ways to serve many
-requests: one after another, and one batch with left padding, its best case, for it needs all requests at once.
+Greedy, no stop token, so that both compute the same number of tokens; in fp32, where they are to give the same text.
+One thread computes on both sides, as in the server: with helpers of two, both would be slower. Measured in turn,
+round by round, so that whatever else the machine does meets both; the figures are medians. transformers has two ways
+to serve many requests: one after another, and one batch with left padding, its best case, for it needs all requests
+at once.
 """
 
 import argparse
@@ -29,6 +31,8 @@ from tunekeeper.inference.engine import Engine
 from tunekeeper.inference.packed import pack
 from tunekeeper.inference.params import Sampling
 from tunekeeper.models.load import load_decoder
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 TOPICS = (
     "the tides",
@@ -92,26 +96,34 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of both sides")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    result = measure(options.model, options.tokens, options.streams, options.rounds)
+    result = measure(options.model, options.tokens, options.streams, options.rounds, options.dtype)
     print(json.dumps(result, indent=2) if options.json else table(result))
 
 
-def measure(directory: Path, n_tokens: int, n_streams: int, n_rounds: int) -> dict[str, Any]:
+def measure(directory: Path, n_tokens: int, n_streams: int, n_rounds: int, dtype: str) -> dict[str, Any]:
     """Median tokens a second of each way, and ratios."""
     transformers.utils.logging.disable_progress_bar()
     tokenizer = Tokenizer.load(directory)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype]).eval()
     theirs.generation_config.eos_token_id = None
-    decoder = load_decoder(directory, dtype="fp32")
+    decoder = load_decoder(directory, dtype=dtype)
     pack(decoder)
     sampling = Sampling(max_tokens=n_tokens, temperature=0)
     many = prompts(tokenizer, n_streams)
     times: dict[str, list[float]] = {}
-    with Engine(decoder, NoEnd(tokenizer), directory, cache_tokens=n_streams * 1024, max_batch=n_streams) as engine:
+    with Engine(
+        decoder,
+        NoEnd(tokenizer),
+        directory,
+        cache_tokens=n_streams * 1024,
+        max_batch=n_streams,
+        in_background=False,
+    ) as engine:
 
         def fresh(batch: list[list[int]]) -> None:
             engine.forget()  # each round computes its prompts
@@ -130,7 +142,7 @@ def measure(directory: Path, n_tokens: int, n_streams: int, n_rounds: int) -> di
             for name, way in ways.items():
                 times.setdefault(name, []).append(seconds(way))
         same = agreement(engine, theirs, tokenizer, many, sampling)
-    return summary(times, n_tokens, n_streams) | {"same_text": same}
+    return summary(times, n_tokens, n_streams) | {"dtype": dtype, "same_text": same}
 
 
 def agreement(engine: Engine, theirs: Any, tokenizer: Tokenizer, many: list[list[int]], sampling: Sampling) -> str:
