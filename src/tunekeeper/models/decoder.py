@@ -532,7 +532,8 @@ class _AdaptedMlp(torch.autograd.Function):
         grad_gate_up_TF = torch.empty_like(gate_up_TF)
         inner_size = gate_TF.shape[1]
         torch.mul(grad_inner_TF, active_TF, out=grad_gate_up_TF[:, inner_size:])
-        grad_gate_up_TF[:, :inner_size] = torch.ops.aten.silu_backward(grad_inner_TF.mul_(up_TF), gate_TF)
+        grad_gate_TF = grad_gate_up_TF[:, :inner_size]
+        torch.ops.aten.silu_backward.grad_input(grad_inner_TF.mul_(up_TF), gate_TF, grad_input=grad_gate_TF)
         grad_normed_TE = grad_gate_up_TF @ gate_up_FE
         ups: list[Tensor] = []
         if n_up:
